@@ -1,0 +1,63 @@
+"""What every device shares: access sizes, usual windows, snapshot by field names."""
+
+from __future__ import annotations
+
+ALL_ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF, 8: 0xFFFF_FFFF_FFFF_FFFF}
+NS_PER_SECOND = 1_000_000_000
+
+
+def plain(value):
+    """A copy of `value` that shares no list or dict with the device."""
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, bytearray):
+        return bytes(value)
+    return value
+
+
+class Device:
+    """Base of all devices.
+
+    `access_sizes`: the widths in bytes that `read` and `write` take; the bus splits any other access into bytes.
+    `WINDOWS`: where a PC puts the device, as (base, length, offset of the base within the device).
+    `FIELDS`: the attributes that make up the state; each holds plain values.
+    """
+
+    access_sizes: tuple[int, ...] = (1,)
+    WINDOWS: tuple[tuple[int, int, int], ...] = ()
+    FIELDS: tuple[str, ...] = ()
+
+    def reset(self) -> None:
+        """Power-on state, as the data sheet gives it."""
+
+    def read(self, offset: int, size: int) -> int:
+        return ALL_ONES[size]
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """Without registers, a write has no effect."""
+
+    def next_event(self) -> int | None:
+        """Virtual time in ns of the next change that the device makes by itself, or None."""
+        return None
+
+    def run_events(self, now: int) -> None:
+        """Carries out everything due at `now` (ns)."""
+
+    def state(self) -> dict:
+        return {name: plain(getattr(self, name)) for name in self.FIELDS}
+
+    def load(self, state: dict) -> None:
+        """Takes over a `state()`. ValueError when the names differ: the snapshot is of another version."""
+        if set(state) != set(self.FIELDS):
+            wrong = ", ".join(sorted(set(state) ^ set(self.FIELDS)))
+            raise ValueError(f"{type(self).__name__}: state has missing or unknown fields: {wrong}")
+        for name in self.FIELDS:
+            old = getattr(self, name)
+            value = plain(state[name])
+            setattr(self, name, bytearray(value) if isinstance(old, bytearray) else value)
+        self.after_load()
+
+    def after_load(self) -> None:
+        """Drives lines and timers from the loaded fields."""
