@@ -1,0 +1,84 @@
+"""The table of VM exits by reason, as `perf kvm stat report` lays it out, with the manual's number beside."""
+
+from typing import Any, TextIO
+
+from vmx.ledger.ledger import Ledger
+from vmx.virt.reasons import linux_name
+
+HEADINGS = ("VM-EXIT", "No.", "Samples", "Samples%", "Time%", "Min Time", "Max Time", "Avg time")
+
+
+def _rows(ledger: Ledger) -> list[tuple[str, ...]]:
+    statistics = ledger.statistics()
+    samples = sum(row.samples for row in statistics)
+    total_ns = sum(row.total_ns for row in statistics)
+    return [
+        (
+            linux_name(row.reason),
+            str(row.reason),
+            str(row.samples),
+            f"{100 * row.samples / samples:.2f}%",
+            f"{100 * row.total_ns / total_ns if total_ns else 0:.2f}%",
+            f"{row.min_ns / 1000:.2f}us",
+            f"{row.max_ns / 1000:.2f}us",
+            f"{row.mean_ns / 1000:.2f}us ( +- {row.relative_error_percent:6.2f}% )",
+        )
+        for row in statistics
+    ]
+
+
+def totals_line(ledger: Ledger) -> str:
+    """The last line of the table."""
+    total_ns = sum(row.total_ns for row in ledger.statistics())
+    return f"Total Samples:{len(ledger)}, Total events handled time:{total_ns / 1000:.2f}us."
+
+
+def exit_table_text(ledger: Ledger) -> str:
+    """The table as plain text."""
+    if not len(ledger):
+        return "No VM exits."
+    rows = _rows(ledger)
+    widths = [max(len(row[column]) for row in [HEADINGS, *rows]) for column in range(len(HEADINGS))]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+        for row in [HEADINGS, *rows]
+    ]
+    return "\n".join([lines[0], "", *lines[1:], "", totals_line(ledger)])
+
+
+def exit_table_json(ledger: Ledger) -> list[dict[str, Any]]:
+    """One object per reason: the manual's number, Linux's spelling, samples and host times in ns."""
+    return [
+        {
+            "reason": row.reason,
+            "name": linux_name(row.reason),
+            "samples": row.samples,
+            "total_ns": row.total_ns,
+            "min_ns": row.min_ns,
+            "max_ns": row.max_ns,
+            "mean_ns": round(row.mean_ns, 1),
+            "relative_error_percent": round(row.relative_error_percent, 2),
+        }
+        for row in ledger.statistics()
+    ]
+
+
+def print_exit_table(ledger: Ledger, file: TextIO) -> None:
+    """Print the table: ruled and coloured where `file` is a terminal and rich is installed, else plain."""
+    if len(ledger) and file.isatty():
+        try:
+            from rich.console import Console
+            from rich.table import Table
+        except ImportError:
+            pass
+        else:
+            table = Table(title="VM exits by reason", header_style="bold", title_justify="left")
+            for heading in HEADINGS:
+                table.add_column(heading, justify="left" if heading == "VM-EXIT" else "right", no_wrap=True)
+            for row in _rows(ledger):
+                table.add_row(*row)
+            console = Console(file=file)
+            console.print(table)
+            console.print(totals_line(ledger), highlight=False)
+            return
+    print(exit_table_text(ledger), file=file)
