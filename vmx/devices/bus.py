@@ -1,7 +1,8 @@
 """Interrupt lines, the port bus and the MMIO bus.
 
-An access goes to the hooks on its address first, then to the device that claims it. Unclaimed reads float to all
-ones; they are counted per address, because a long list of them usually names a device that a guest expected.
+An access goes to the hooks on its address first, then to the device that claims it. Unclaimed reads float
+to all ones; they are counted per address, because a long list of them usually names a device that a guest
+expected.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ class Line:
         self.set(False)
 
     def input(self) -> Line:
-        """A new line that is wired-OR with all other inputs of this one. Do not mix with `set` on this line."""
+        """A new line that is wired-OR with all other inputs of this one. Do not mix with `set` on this
+        line.
+        """
         return Line(self._input_changed)
 
     def _input_changed(self, level: bool) -> None:
@@ -81,7 +84,9 @@ class _Bus:
         self._hooks: list[tuple[int, int, Hook]] = []
 
     def attach(self, base: int, length: int, device: Device, name: str, offset: int = 0) -> None:
-        """Claims base..base+length-1 for `device`; the device sees base as `offset`. ValueError on an overlap."""
+        """Claims base..base+length-1 for `device`; the device sees base as `offset`. ValueError on an
+        overlap.
+        """
         if length <= 0 or base < 0 or base + length > self.limit:
             raise ValueError(
                 f"{name}: 0x{base:X} + {length} bytes is outside the bus (0 to 0x{self.limit - 1:X})"
@@ -107,8 +112,8 @@ class _Bus:
     def hook(self, address: int, length: int, callback: Hook) -> Callable[[], None]:
         """Calls `callback(kind, address, size, value)` before the device, for accesses that touch the range.
 
-        `kind` is "read" (value None) or "write". A result other than None replaces the access: the device does not
-        see it, and a read gives that result. Returns a function that removes the hook.
+        `kind` is "read" (value None) or "write". A result other than None replaces the access: the device
+        does not see it, and a read gives that result. Returns a function that removes the hook.
         """
         entry = (address, address + length, callback)
         self._hooks.append(entry)

@@ -20,7 +20,8 @@ def plain(value):
 class Device:
     """Base of all devices.
 
-    `access_sizes`: the widths in bytes that `read` and `write` take; the bus splits any other access into bytes.
+    `access_sizes`: the widths in bytes that `read` and `write` take; the bus splits any other access into
+    bytes.
     `WINDOWS`: where a PC puts the device, as (base, length, offset of the base within the device).
     `FIELDS`: the attributes that make up the state; each holds plain values.
     """

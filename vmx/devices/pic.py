@@ -1,7 +1,8 @@
 """The pair of 8259A interrupt controllers (Intel 8259A data sheet; ELCR: 82371 PIIX data sheet).
 
 A latched edge stays requested when its line drops before the acknowledge, as in the chip sets' integrated
-controllers; a request that has gone by then (level-triggered, or masked meanwhile) gives the spurious IRQ7 or IRQ15.
+controllers; a request that has gone by then (level-triggered, or masked meanwhile) gives the spurious IRQ7
+or IRQ15.
 """
 
 from __future__ import annotations

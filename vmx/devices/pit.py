@@ -1,7 +1,7 @@
 """8254 programmable interval timer (Intel 8254 data sheet) and port 0x61, which gates channel 2.
 
-Nothing ticks: each channel remembers the CLK number at which its count was loaded, and works out counter and output
-from the present one when somebody asks.
+Nothing ticks: each channel remembers the CLK number at which its count was loaded, and works out counter
+and output from the present one when somebody asks.
 """
 
 from __future__ import annotations
@@ -158,7 +158,10 @@ class Channel:
                 self.count = count
             return
         if self.mode in (2, 3) and self.loaded_at is not None and self.frozen is None:
-            self.elapsed(tick)
+            # From here on, periods count from the start of the present one.
+            since = self.elapsed(tick)
+            if since is not None:
+                self.loaded_at += since // self.count * self.count
             self.pending_count = count
             return
         self.count = count
@@ -292,8 +295,9 @@ class Pit8254(Device):
     def out2(self) -> bool:
         return self.channels[2].out(tick_at(self.clock.now))
 
-    # Channel 0: only rising edges are events. The line is let down just before, not when the output really falls:
-    # nothing can observe the difference, and a periodic timer costs one event per period instead of two.
+    # Channel 0: only rising edges are events. The line is let down just before, not when the output really
+    # falls: nothing can observe the difference, and a periodic timer costs one event per period instead of
+    # two.
 
     def _arm(self) -> None:
         tick = tick_at(self.clock.now)

@@ -1,6 +1,7 @@
 """Virtual time: nanoseconds that advance with retired instructions, and the events that devices wait for.
 
-Nothing here reads the host's clock. The machine injects `read_ns`; a device says when it next acts with `set_event`.
+Nothing here reads the host's clock. The machine injects `read_ns`; a device says when it next acts with
+`set_event`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Callable, Hashable
 class Clock:
     """`now` in ns, and one pending event per key.
 
-    Events that are due run in order of (time, first registration of their key), so that a run repeats exactly.
+    Events that are due run in order of (time, first registration of their key), so that a run repeats
+    exactly.
     """
 
     def __init__(self, read_ns: Callable[[], int]):
@@ -25,7 +27,9 @@ class Clock:
         return self.read_ns()
 
     def set_event(self, key: Hashable, at_ns: int | None, callback: Callable[[int], None]) -> None:
-        """`callback(now)` runs once `now` has reached `at_ns`; None means no event. Replaces the key's earlier one."""
+        """`callback(now)` runs once `now` has reached `at_ns`; None means no event. Replaces the key's
+        earlier one.
+        """
         event = self._events.get(key)
         if event is None:
             self._events[key] = [len(self._events), at_ns, callback]
