@@ -1,0 +1,1 @@
+"""The processor: decode, semantics by group, segmentation, exception and interrupt delivery, the interpreter."""

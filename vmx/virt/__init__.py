@@ -1,0 +1,1 @@
+"""VMX itself: VMCS fields, controls, capability MSRs, VM-entry checks, VM entry, VM exit, exit conditions."""
