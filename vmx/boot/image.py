@@ -1,7 +1,8 @@
 """The boot image: what a loader hands to a machine.
 
-A loader turns files into plain data: bytes for guest-physical addresses and the registers that the processor
-starts with. It knows neither the processor nor the machine, so a boot image can be printed, compared and tested.
+A loader turns files into plain data: bytes for guest-physical addresses and the registers that the
+processor starts with. It knows neither the processor nor the machine, so a boot image can be printed,
+compared and tested.
 
 Segment access rights have the VMX format (manual: "Guest Register State"):
 type 3:0, S 4, DPL 6:5, P 7, AVL 12, L 13, D/B 14, G 15, unusable 16.

@@ -1,8 +1,8 @@
 """Where things are in guest-physical memory: the PC memory map, and the places that loaders use in it.
 
-RAM fills the space below a hole of 1 GiB under 4 GiB (local APIC, I/O APIC, PCI), the rest goes on from 4 GiB.
-Of the first MiB, 0-0x9FBFF is RAM for the guest; the extended BIOS data area, video memory and the BIOS area
-follow. The firmware tables are in the BIOS area, where every scan for them looks.
+RAM fills the space up to a hole of 1 GiB below 4 GiB (local APIC, I/O APIC, PCI), the rest goes on from
+4 GiB. Of the first MiB, 0-0x9FBFF is RAM for the guest; the extended BIOS data area, video memory and the
+BIOS area follow. The firmware tables are in the BIOS area, where every scan for them looks.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def check_placements(placements: list[Placement], memory_bytes: int) -> None:
 def place_on_top(
     data: bytes, what: str, *, above: int, limit: int, memory_bytes: int, path: str = ""
 ) -> Placement:
-    """`data` as high as it goes, on a page boundary, below `limit` and the end of low RAM, from `above` on."""
+    """`data` on a page boundary, as high as it goes below `limit` and the end of low RAM."""
     top = min(limit, low_memory_end(memory_bytes))
     address = (top - len(data)) & ~(PAGE - 1)
     if address < above:

@@ -65,7 +65,7 @@ DEFAULT_CMDLINE_SIZE = 255
 
 @dataclass(frozen=True)
 class SetupHeader:
-    """What the loader needs of the setup header; fields that the kernel's version lacks have their defaults."""
+    """What the loader needs of the setup header; fields that the kernel's version lacks have defaults."""
 
     version: int
     setup_bytes: int  # boot sector and setup code: the protected-mode part follows
@@ -216,7 +216,7 @@ def load(
 
 
 def _kernel_version(data: bytes, pointer: int, setup_bytes: int) -> str:
-    """The version string, which the header points to relative to the end of the boot sector; '' without one."""
+    """The version string, pointed to relative to the end of the boot sector; '' without one."""
     start = pointer + SECTOR
     if pointer == 0 or start >= setup_bytes:
         return ""

@@ -1,7 +1,8 @@
 """Initial processor states for the three ways to enter a kernel, and the tables in memory that go with them.
 
-Selectors are the Linux boot protocol's (0x10 code, 0x18 data), which suit the other protocols as well. TR holds a
-busy TSS and LDTR is unusable, because VM entry demands that (manual: "Checks on Guest Segment Registers").
+Selectors are the Linux boot protocol's (0x10 code, 0x18 data), which suit the other protocols as well.
+TR holds a busy TSS and LDTR is unusable, because VM entry demands that (manual: "Checks on Guest Segment
+Registers").
 """
 
 from __future__ import annotations
