@@ -1,7 +1,7 @@
 """16550A UART (National Semiconductor PC16550D data sheet).
 
-The line is infinitely fast outwards: a byte written to THR is in the sink at once, so THRE and TEMT are always set.
-Inwards, bytes wait in a queue and enter the receive FIFO as the guest drains it; nothing is ever lost to overrun there.
+The line is infinitely fast outwards: a byte written to THR is in the sink at once, so THRE and TEMT are always
+set. Inwards, bytes wait in a queue and enter the receive FIFO as the guest drains it: none is lost to overrun.
 """
 
 from __future__ import annotations
@@ -37,16 +37,17 @@ CONNECTED = MSR_DCD | MSR_DSR | MSR_CTS
 class Uart16550(Device):
     """`sink(bytes)` gets each transmitted byte; `receive(bytes)` queues input.
 
-    `rts_flow_control`: the other end sends only while RTS is on. Linux flushes the receiver while it sets the port up
-    and raises RTS afterwards, so input that was piped in before the boot arrives whole. Guests that never set RTS
-    need it off.
+    `rts_flow_control`: the other end sends only while RTS is on. Linux flushes the receiver while it sets the
+    port up and raises RTS afterwards, so input that was piped in before the boot arrives whole. Guests that
+    never set RTS need it off.
     The interrupt is not gated by MCR.OUT2: many small kernels never set it, and emulators let them.
     """
 
     access_sizes = (1,)
     WINDOWS = ((0x3F8, 8, 0),)
     FIELDS = (
-        "ier fcr lcr mcr lsr_errors msr_inputs msr_deltas scr divisor fifo backlog thre_pending timeout_at timed_out"
+        "ier fcr lcr mcr lsr_errors msr_inputs msr_deltas scr divisor fifo backlog thre_pending "
+        "timeout_at timed_out"
     ).split()
 
     def __init__(self, clock, irq, sink: Callable[[bytes], object], rts_flow_control: bool = False):
@@ -126,7 +127,7 @@ class Uart16550(Device):
             if self.lcr & LCR_DLAB:
                 self.divisor = (self.divisor & 0xFF) | value << 8
             else:
-                # Switching ETBEI on while the transmitter is empty raises the interrupt again: Linux tests for it.
+                # Switching ETBEI on while the transmitter is empty raises the interrupt: Linux tests for it.
                 if value & ~self.ier & IER_ETBEI:
                     self.thre_pending = True
                 self.ier = value & 0x0F
@@ -154,7 +155,7 @@ class Uart16550(Device):
         return value
 
     def _transmit(self, value: int) -> None:
-        # The interrupt drops while THR holds the byte and rises when it left: edge-triggered controllers need both.
+        # The interrupt drops while THR holds the byte and rises when it left: an edge for each byte.
         self.thre_pending = False
         self._update()
         if self.mcr & MCR_LOOP:
