@@ -1,6 +1,9 @@
 """The table of VM exits by reason, as `perf kvm stat report` lays it out, with the manual's number beside."""
 
+from collections.abc import Iterator
 from typing import Any, TextIO
+
+import numpy as np
 
 from vmx.ledger.ledger import Ledger
 from vmx.virt.reasons import linux_name
@@ -82,3 +85,14 @@ def print_exit_table(ledger: Ledger, file: TextIO) -> None:
             console.print(totals_line(ledger), highlight=False)
             return
     print(exit_table_text(ledger), file=file)
+
+
+def exit_lines(records: np.ndarray) -> Iterator[str]:
+    """One line per exit record, fields in the words of Linux's `kvm_exit` tracepoint."""
+    for record in records:
+        yield (
+            f"{record['sequence']:>8} {record['virtual_ns'] / 1000:>14.3f}us kvm_exit: vcpu {record['cpu']} "
+            f"reason {linux_name(int(record['reason']))} rip 0x{record['guest_rip']:x} "
+            f"info1 0x{record['qualification']:016x} gpa 0x{record['guest_physical']:x} "
+            f"intr_info 0x{record['interruption_info']:08x}"
+        )

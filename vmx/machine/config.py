@@ -28,7 +28,7 @@ _SIZE_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def parse_size(text: str) -> int:
-    """Bytes from "512M", "1G", "64K", "4096" or "0x1000"; suffixes mean powers of 1024, "MiB" and "MB" too."""
+    """Bytes from "512M", "1G", "64K", "4096" or "0x1000"; suffixes are powers of 1024, "MiB" too."""
     digits = text.strip().upper().removesuffix("IB").removesuffix("B") if not _is_hex(text) else text.strip()
     suffix = digits[-1:] if digits[-1:] in ("K", "M", "G") else ""
     try:
@@ -73,7 +73,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     append: str = ""  # kernel command line
     modules: tuple[str, ...] = ()  # multiboot modules, each "FILE" or "FILE=string"
     load_address: int | None = None  # guest-physical address of a flat binary; text such as "0x7C00" too
-    load_mode: Literal["real", "protected", "long"] | None = None  # mode in which a flat binary starts
+    load_mode: Literal["real", "protected32", "long64"] | None = None  # mode in which a flat binary starts
 
     # The machine.
     memory: int = 512 * MIB  # bytes of RAM; text such as "512M" too
@@ -161,10 +161,11 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 def unknown_name(kind: str, name: str, valid: Any) -> str:
     """The message for a name that is not one of `valid`, with the nearest valid one."""
-    near = difflib.get_close_matches(name.lower(), [candidate.lower() for candidate in valid], 1, 0.5)
+    lower = {candidate.lower(): candidate for candidate in valid}
+    near = difflib.get_close_matches(name.lower(), lower, 1, 0.5)
+    near = near or [candidate for candidate in sorted(lower, key=len) if name.lower() in candidate]
     if near:
-        nearest = next(candidate for candidate in valid if candidate.lower() == near[0])
-        return f"unknown {kind} {name!r}; did you mean {nearest!r}?"
+        return f"unknown {kind} {name!r}; did you mean {lower[near[0]]!r}?"
     if len(valid) > 40:
         return f"unknown {kind} {name!r}; nothing is spelt like it"
     return f"unknown {kind} {name!r}; valid are: {', '.join(sorted(valid))}"
