@@ -1,4 +1,5 @@
-"""fw_cfg, the firmware configuration device (QEMU documentation, "QEMU Firmware Configuration (fw_cfg) Device").
+"""fw_cfg, the firmware configuration device (QEMU documentation, "QEMU Firmware Configuration (fw_cfg)
+Device").
 
 Selector at offset 0 (16 bits), data at 1 (bytes), DMA address at 4 (big-endian, 64 bits).
 """
@@ -34,8 +35,8 @@ def e820_table(entries) -> bytes:
 class FwCfg(Device):
     """`items` maps a selector to its bytes, `files` a name to its bytes; both may be changed between resets.
 
-    `read_memory(address, length) -> bytes or None` and `write_memory(address, data) -> bool` reach the guest's
-    RAM and say None or False when the range is not RAM.
+    `read_memory(address, length) -> bytes or None` and `write_memory(address, data) -> bool` reach the
+    guest's RAM and say None or False when the range is not RAM.
     """
 
     access_sizes = (1, 2, 4, 8)
@@ -44,7 +45,7 @@ class FwCfg(Device):
 
     def __init__(
         self,
-        read_memory: Callable[[int, int], "bytes | None"],
+        read_memory: Callable[[int, int], bytes | None],
         write_memory: Callable[[int, bytes], bool],
         *,
         ram_size: int = 0,

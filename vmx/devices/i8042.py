@@ -1,7 +1,9 @@
-"""i8042 keyboard controller (IBM PS/2 hybrid technical reference, "Keyboard and Auxiliary Device Controller").
+"""i8042 keyboard controller (IBM PS/2 hybrid technical reference, "Keyboard and Auxiliary Device
+Controller").
 
 The controller is complete for what drivers ask of it; no keyboard is plugged in, and there is no auxiliary
-port. A byte sent to the missing keyboard gets the controller's own answer at once: 0xFE with the time-out bit.
+port. A byte sent to the missing keyboard gets the controller's own answer at once: 0xFE with the time-out
+bit.
 """
 
 from __future__ import annotations
@@ -131,8 +133,8 @@ class I8042(Device):
         elif command == 0xD1:
             self._write_output_port(value)
         elif command == 0xD2 or command == 0xD3:
-            # 0xD3 should loop back marked as auxiliary data: without that port it comes unmarked, which is how
-            # drivers find out.
+            # 0xD3 should loop back marked as auxiliary data: without that port it comes unmarked, which is
+            # how drivers find out.
             self._answer(value)
         elif command == 0xD4:
             self._answer(RESEND, STATUS_AUX | STATUS_TIMEOUT)

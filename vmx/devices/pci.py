@@ -15,8 +15,8 @@ ADDRESS_WRITABLE = 0x80FF_FFFC
 class PciConfig(Device):
     """CONFIG_ADDRESS at offset 0, CONFIG_DATA at 4.
 
-    CONFIG_ADDRESS answers 32-bit accesses only. Byte accesses at offset 1 belong to the reset control register
-    (port 0xCF9), given as `reset_control`; other narrow ones there reach nothing.
+    CONFIG_ADDRESS answers 32-bit accesses only. Byte accesses at offset 1 belong to the reset control
+    register (port 0xCF9), given as `reset_control`; other narrow ones there reach nothing.
     """
 
     access_sizes = (1, 2, 4)

@@ -1,5 +1,5 @@
-"""The chip set's reset control register (port 0xCF9) and system control port A (0x92) (Intel PIIX and ICH data
-sheets)."""
+"""The chip set's reset control register (port 0xCF9) and system control port A (0x92) (Intel PIIX and ICH
+data sheets)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """16550A UART (National Semiconductor PC16550D data sheet).
 
-The line is infinitely fast outwards: a byte written to THR is in the sink at once, so THRE and TEMT are always
-set. Inwards, bytes wait in a queue and enter the receive FIFO as the guest drains it: none is lost to overrun.
+The line is infinitely fast outwards: a byte written to THR is in the sink at once, so THRE and TEMT are
+always set. Inwards, bytes wait in a queue and enter the receive FIFO as the guest drains it: none is lost
+to overrun.
 """
 
 from __future__ import annotations
