@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vmx.cli import catalogue
 from vmx.errors import ExitStatus, UsageError
 
 if TYPE_CHECKING:
@@ -134,6 +133,7 @@ def run(
 
 
 def _configuration(file: Path | None, options: dict[str, Any], controls: list[str]) -> "MachineConfig":
+    from vmx.cli import catalogue
     from vmx.machine.config import MachineConfig
 
     values = MachineConfig.from_toml(file).to_dict() if file else {}
@@ -142,7 +142,7 @@ def _configuration(file: Path | None, options: dict[str, Any], controls: list[st
         values.pop("guest", None)
     if "guest" in given and "kernel" not in given:
         values.pop("kernel", None)
-        given = {**catalogue.find(given.pop("guest")).options(), **given}
+        given = {**catalogue.options(given.pop("guest")), **given}
     switched = dict(_control(text) for text in controls)
     given["controls"] = {**values.get("controls", {}), **switched}
     return MachineConfig.from_dict({**values, **given})

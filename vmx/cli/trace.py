@@ -44,7 +44,7 @@ def compare(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
 ) -> None:
-    """Compare two kept runs in all but host times; prints the first difference, exit status 1 if there is one."""
+    """Compare two kept runs in all but host times; prints the first difference, exit status 1."""
     from vmx.ledger import files
 
     first, second = files.load(a), files.load(b)
