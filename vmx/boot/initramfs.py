@@ -1,6 +1,7 @@
 """Initial RAM file systems: a writer for the newc cpio format, and a userland of one busybox.
 
-The format is described in the Linux sources, early-userspace/buffer-format.rst: per entry the magic and thirteen 8-digit hexadecimal numbers, the name and the data, each padded to 4 bytes.
+The format is described in the Linux sources, early-userspace/buffer-format.rst: per entry the magic and
+thirteen 8-digit hexadecimal numbers, the name and the data, each padded to 4 bytes.
 """
 
 from __future__ import annotations
@@ -85,13 +86,15 @@ cd /root
 {extra}
 echo
 echo "Welcome to Linux $(uname -r). 'poweroff' ends the machine."
+# poweroff, reboot and halt signal process 1, which is this script; `wait` lets the traps run at once.
+trap 'poweroff -f' USR2
+trap 'reboot -f' TERM
+trap 'halt -f' USR1
 while true; do
-    setsid cttyhack sh
+    setsid cttyhack sh < /dev/console > /dev/console 2>&1 &
+    wait $!
 done
 """
-
-# init is process 1 here and not busybox's own, so power off must not ask it but tell the kernel.
-POWEROFF = "#!/bin/busybox sh\nexec /bin/busybox {applet} -f\n"
 
 
 def busybox_initramfs(
@@ -117,7 +120,4 @@ def busybox_initramfs(
         link("bin/sh", "busybox"),
         file("init", INIT.format(extra=extra_init_script or "").encode(), 0o755),
     ]
-    # `busybox --install` leaves names alone that exist already.
-    for applet in ("poweroff", "reboot", "halt"):
-        entries.append(file(f"sbin/{applet}", POWEROFF.format(applet=applet).encode(), 0o755))
     return pack(entries, compress=compress)

@@ -101,7 +101,7 @@ def facs() -> bytes:
 
 
 def _generic_address(port: int, length: int) -> bytes:
-    """A generic address structure for an I/O port register of `length` bytes; all zero where there is none."""
+    """A generic address structure for a port register of `length` bytes; all zero where there is none."""
     if port == 0:
         return bytes(12)
     access_size = {1: 1, 2: 2, 4: 3}[length]
