@@ -16,20 +16,14 @@ static _Noreturn void stop(void)
         asm volatile("cli; hlt");
 }
 
-/* QEMU stops a moment after the write that asked for it. */
-static void ask(u16 pm1a_control)
-{
-    outw(PM1A_CNT, pm1a_control);
-    for (int i = 0; i < 1000; i++)
-        inb(POST_CODE);
-}
-
 /* The sleep type that means S5 is written in the DSDT's AML, which this kernel does not interpret: it tries
  * the two that its machines use. Where neither works, QEMU's debug-exit device may be there. */
 void power_off(void)
 {
-    ask(SLP_EN | SLP_TYP_S5_VMX);
-    ask(SLP_EN | SLP_TYP_S5_QEMU);
+    outw(PM1A_CNT, SLP_EN | SLP_TYP_S5_VMX);
+    outw(PM1A_CNT, SLP_EN | SLP_TYP_S5_QEMU);
+    for (int i = 0; i < 100000; i++) /* QEMU stops a moment after it was told to */
+        inb(POST_CODE);
     outb(DEBUG_EXIT, 0);
     stop();
 }
