@@ -17,6 +17,13 @@ def plain(value):
     return value
 
 
+def check_names(who: str, state: dict, names) -> None:
+    """ValueError when a snapshot's names differ: it is of another version."""
+    if set(state) != set(names):
+        wrong = ", ".join(sorted(set(state) ^ set(names)))
+        raise ValueError(f"{who}: state has missing or unknown fields: {wrong}")
+
+
 class Device:
     """Base of all devices.
 
@@ -51,9 +58,7 @@ class Device:
 
     def load(self, state: dict) -> None:
         """Takes over a `state()`. ValueError when the names differ: the snapshot is of another version."""
-        if set(state) != set(self.FIELDS):
-            wrong = ", ".join(sorted(set(state) ^ set(self.FIELDS)))
-            raise ValueError(f"{type(self).__name__}: state has missing or unknown fields: {wrong}")
+        check_names(type(self).__name__, state, self.FIELDS)
         for name in self.FIELDS:
             old = getattr(self, name)
             value = plain(state[name])

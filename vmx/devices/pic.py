@@ -8,7 +8,7 @@ or IRQ15.
 from __future__ import annotations
 
 from .bus import Line
-from .device import Device
+from .device import Device, check_names
 
 ICW1_ICW4, ICW1_SINGLE, ICW1_LTIM, ICW1 = 0x01, 0x02, 0x08, 0x10
 ICW4_AEOI, ICW4_SFNM = 0x02, 0x10
@@ -151,6 +151,7 @@ class Pic8259:
         return {name: getattr(self, name) for name in CHIP_FIELDS}
 
     def load(self, state: dict) -> None:
+        check_names("Pic8259", state, CHIP_FIELDS)
         for name in CHIP_FIELDS:
             setattr(self, name, state[name])
 
@@ -174,6 +175,7 @@ class PicPair(Device):
         return {"master": self.master.state(), "slave": self.slave.state()}
 
     def load(self, state: dict) -> None:
+        check_names("PicPair", state, ("master", "slave"))
         self.master.load(state["master"])
         self.slave.load(state["slave"])
         self._update()

@@ -6,7 +6,7 @@ and output from the present one when somebody asks.
 
 from __future__ import annotations
 
-from .device import NS_PER_SECOND, Device
+from .device import NS_PER_SECOND, Device, check_names
 
 PIT_HZ = 1_193_182
 CONTROL = 3
@@ -232,6 +232,7 @@ class Channel:
         return state
 
     def load(self, state: dict) -> None:
+        check_names("8254 channel", state, CHANNEL_FIELDS)
         for name in CHANNEL_FIELDS:
             setattr(self, name, state[name])
         self.latched_count = list(state["latched_count"])
@@ -257,6 +258,7 @@ class Pit8254(Device):
         return {"channels": [channel.state() for channel in self.channels], "event_at": self.event_at}
 
     def load(self, state: dict) -> None:
+        check_names("Pit8254", state, ("channels", "event_at"))
         for channel, saved in zip(self.channels, state["channels"], strict=True):
             channel.load(saved)
         self.event_at = state["event_at"]
