@@ -9,6 +9,7 @@ from vmx.ledger.ledger import Ledger
 from vmx.virt.reasons import linux_name
 
 HEADINGS = ("VM-EXIT", "No.", "Samples", "Samples%", "Time%", "Min Time", "Max Time", "Avg time")
+EXTREMES = ("Min Time", "Max Time")
 
 
 def _rows(ledger: Ledger) -> list[tuple[str, ...]]:
@@ -70,17 +71,22 @@ def print_exit_table(ledger: Ledger, file: TextIO) -> None:
     """Print the table: ruled and coloured where `file` is a terminal and rich is installed, else plain."""
     if len(ledger) and file.isatty():
         try:
+            from rich.box import SIMPLE_HEAD
             from rich.console import Console
             from rich.table import Table
         except ImportError:
             pass
         else:
-            table = Table(title="VM exits by reason", header_style="bold", title_justify="left")
-            for heading in HEADINGS:
-                table.add_column(heading, justify="left" if heading == "VM-EXIT" else "right", no_wrap=True)
-            for row in _rows(ledger):
-                table.add_row(*row)
             console = Console(file=file)
+            rows = _rows(ledger)
+            # A narrow terminal shows no extremes: cut-off numbers would be worse. Pipes and JSON have them.
+            wide = max(map(len, exit_table_text(ledger).splitlines())) + len(HEADINGS) <= console.width
+            shown = [column for column in range(len(HEADINGS)) if wide or HEADINGS[column] not in EXTREMES]
+            table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+            for column in shown:
+                table.add_column(HEADINGS[column], justify="right" if column else "left", no_wrap=True)
+            for row in rows:
+                table.add_row(*(row[column] for column in shown))
             console.print(table)
             console.print(totals_line(ledger), highlight=False)
             return
