@@ -61,15 +61,17 @@ def test_plain_text_in_a_pipe(ledger):
     assert out.getvalue() == exit_table_text(ledger) + "\n"
 
 
-def test_ruled_on_a_terminal(ledger):
+def test_nothing_is_cut_off_on_a_narrow_terminal(ledger):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     out = Terminal()
+    ledger.close(ledger.open(1), 10**9)
     print_exit_table(ledger, out)
-    assert "EPT_VIOLATION" in out.getvalue()
-    assert "Total Samples:4" in out.getvalue()
+    assert "EXTERNAL_INTERRUPT" in out.getvalue()
+    assert "…" not in out.getvalue()
+    assert "Total Samples:5" in out.getvalue()
 
 
 def test_json_rows(ledger):

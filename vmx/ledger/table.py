@@ -68,10 +68,9 @@ def exit_table_json(ledger: Ledger) -> list[dict[str, Any]]:
 
 
 def print_exit_table(ledger: Ledger, file: TextIO) -> None:
-    """Print the table: ruled and coloured where `file` is a terminal and rich is installed, else plain."""
+    """Print the table: with bold headings where `file` is a terminal and rich is installed, else plain."""
     if len(ledger) and file.isatty():
         try:
-            from rich.box import SIMPLE_HEAD
             from rich.console import Console
             from rich.table import Table
         except ImportError:
@@ -82,7 +81,7 @@ def print_exit_table(ledger: Ledger, file: TextIO) -> None:
             # A narrow terminal shows no extremes: cut-off numbers would be worse. Pipes and JSON have them.
             wide = max(map(len, exit_table_text(ledger).splitlines())) + len(HEADINGS) <= console.width
             shown = [column for column in range(len(HEADINGS)) if wide or HEADINGS[column] not in EXTREMES]
-            table = Table(box=SIMPLE_HEAD, pad_edge=False, header_style="bold")
+            table = Table(box=None, pad_edge=False, padding=(0, 2 if wide else 1, 0, 0), header_style="bold")
             for column in shown:
                 table.add_column(HEADINGS[column], justify="right" if column else "left", no_wrap=True)
             for row in rows:
