@@ -9,7 +9,10 @@ IMAGES = Path(__file__).parent / "images"
 
 _DESCRIPTIONS = {
     "teach": ("teach.elf", "teaching kernel in long mode: processes, system calls, demand paging, a shell"),
-    "prot32": ("prot32.elf", "32-bit protected-mode kernel with paging: runs its self-tests, then powers off"),
+    "prot32": (
+        "prot32.elf",
+        "32-bit protected-mode kernel with paging: runs its self-tests, then powers off",
+    ),
     "hello": ("hello.bin", "flat 32-bit binary for load address 0x100000: prints one line from ring 0"),
 }
 
