@@ -40,10 +40,10 @@ PROCESSOR = struct(
     [
         # x87, MMX and SSE state in the layout of FXSAVE64 (512 bytes, 16-byte aligned by allocation)
         ("fx", "u1", (512,)),
-        # general registers; [16] is zero, [17] unused
-        ("gpr", "u8", (18,)),
+        # general registers; [16] is zero; index 17 reaches next_rip, so RIP-relative addressing is no special case
+        ("gpr", "u8", (17,)),
+        ("next_rip", "u8"),  # of the instruction after this one; branches write it
         ("rip", "u8"),  # of the instruction being executed
-        ("next_rip", "u8"),  # of the one after it; branches write it
         # RFLAGS without CF PF AF ZF SF OF, which are lazy: see vmx.state.flags
         ("rflags", "u8"),
         ("flag_result", "u8"),
@@ -176,6 +176,8 @@ PROCESSOR = struct(
         ("host_cpuid", "u8"),  # table of CPUID leaves
         ("host_vector_stubs", "u8"),  # table of native stubs for vector and x87 instructions
         ("memory_digest", "u8"),
+        # arguments of a native stub (vmx.cpu.native.BLOCK), aligned to 64 bytes inside this space
+        ("vector_block", "u1", (768,)),
     ],
 )
 
