@@ -1,0 +1,34 @@
+"""The recorded runs in traces/: replayed, everything but host times is the same."""
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vmx.ledger import files
+
+ROOT = Path(__file__).parents[2]
+TRACES = sorted(path.parent for path in (ROOT / "traces").glob("*/config.toml"))
+
+
+@pytest.mark.skipif(not TRACES, reason="traces/ holds no recorded run")
+@pytest.mark.skipif(
+    importlib.util.find_spec("vmx.machine.machine") is None, reason="vmx.Machine does not exist yet"
+)
+@pytest.mark.parametrize("recorded", TRACES, ids=lambda path: path.name)
+def test_a_recorded_run_replays(recorded, tmp_path):
+    command = [
+        sys.executable,
+        "-m",
+        "vmx",
+        "run",
+        "--config",
+        recorded / files.CONFIG,
+        "-o",
+        tmp_path,
+        "--quiet",
+    ]
+    subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=600)
+    assert files.compare(files.load(recorded), files.load(tmp_path)) is None
