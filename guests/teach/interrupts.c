@@ -63,7 +63,10 @@ static void interrupt(u64 irq, bool from_user)
 static void describe_page_fault(u64 linear, u64 error)
 {
     kprintf("page fault: %s of 0x%lx in ring %d, %s", error & 16 ? "fetch" : error & 2 ? "write" : "read",
-            (ulong)linear, error & 4 ? 3 : 0, error & 1 ? "not allowed there" : "nothing mapped there");
+            (ulong)linear, error & 4 ? 3 : 0,
+            error & 1    ? "not allowed there"
+            : pages_free ? "nothing mapped there"
+                         : "no memory left");
 }
 
 static void exception(struct trap_frame *frame, u64 linear, bool from_user)
