@@ -178,6 +178,9 @@ PROCESSOR = struct(
         ("memory_digest", "u8"),
         # arguments of a native stub (vmx.cpu.native.BLOCK), aligned to 64 bytes inside this space
         ("vector_block", "u1", (768,)),
+        # the instruction that runs alone (handle_attention answered STEP), for after_step
+        ("step_shadow", "u1"),  # blocking by STI or MOV SS that ends with it
+        ("step_trap", "u1"),  # TF was set before it
     ],
 )
 
