@@ -69,6 +69,12 @@ def files(tmp_path):
         (["run", "--kernel", "{files}/none"], ExitStatus.BAD_KERNEL, "No such file"),
         (["run", "--kernel", "{files}/empty"], ExitStatus.BAD_KERNEL, "empty"),
         (["run", "--kernel", "{files}"], ExitStatus.BAD_KERNEL, "directory"),
+        (["run", "--kernel", "{files}/typo.toml"], ExitStatus.BAD_KERNEL, "is no kernel that vmx knows"),
+        (
+            ["run", "--kernel", "{files}/typo.toml", "--load-address", "0x7C00", "--initrd", "{files}/none"],
+            ExitStatus.BAD_KERNEL,
+            "No such file",
+        ),
         (["trace", "show", "{files}"], ExitStatus.ERROR, "does not hold a whole run"),
     ],
 )

@@ -4,12 +4,19 @@ with the real one for the whole."""
 import importlib.util
 import json
 import os
+import pty
+import select
 import signal
+import subprocess
+import sys
+import termios
+import time
 from types import SimpleNamespace
 
 import pytest
 
 import vmx
+from tests.cli.test_commands import ROOT
 from tests.cli.test_commands import vmx as command
 from vmx.cli.main import main
 from vmx.errors import ExitStatus, NotModelledError, status_of_stop
@@ -129,6 +136,14 @@ def test_a_signal_stops_the_machine_and_keeps_the_run(run, tmp_path, number):
     assert signal.getsignal(number) == before
 
 
+def test_ctrl_c_while_compiling(run, monkeypatch):
+    def compiling(quiet):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vmx.cli.warmup.ensure_compiled", compiling)
+    assert run() == (ExitStatus.INTERRUPTED, "", "vmx: interrupted\n")
+
+
 def test_options_win_over_the_file(run, tmp_path):
     path = tmp_path / "machine.toml"
     path.write_text('memory = "64M"\nappend = "a"\n[controls]\nHLT_VMEXIT = true\nRDTSC_VMEXIT = true\n')
@@ -176,3 +191,41 @@ def test_limits_end_the_real_machine():
     done = command("run", "--max-instructions", 1000)
     assert done.returncode == ExitStatus.INSTRUCTION_LIMIT, done.stderr
     assert "Traceback" not in done.stderr
+
+
+@needs_machine
+@pytest.mark.slow
+def test_the_real_machine_on_a_terminal():
+    """The bundled guest's shell, typed at, left with Ctrl-A X; the terminal is as before."""
+    master, slave = pty.openpty()
+    before = termios.tcgetattr(slave)
+    child = subprocess.Popen(
+        [sys.executable, "-m", "vmx", "run", "--guest", "teach"],
+        cwd=ROOT,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+    )
+    seen = bytearray()
+
+    def wait_for(text):
+        deadline = time.monotonic() + 300
+        while text not in seen:
+            ready, _, _ = select.select([master], [], [], 1)
+            if ready:
+                seen.extend(os.read(master, 4096))
+            assert time.monotonic() < deadline and (ready or child.poll() is None), bytes(seen)
+
+    try:
+        wait_for(b"teach> ")
+        os.write(master, b"uptime\r")
+        wait_for(b"up 0.")
+        os.write(master, b"\x01x")
+        wait_for(b"Total Samples:")
+        assert child.wait(30) == ExitStatus.INTERRUPTED
+        assert termios.tcgetattr(slave) == before
+    finally:
+        child.kill()
+        child.wait()
+        os.close(master)
+        os.close(slave)

@@ -127,7 +127,7 @@ def run(
         "record": record,
     }
     machine_config = _configuration(config, options, control or [])
-    _check_files(machine_config)
+    _check_kernel(machine_config)
     status = _run(machine_config, output, as_json, quiet)
     raise typer.Exit(status)
 
@@ -155,14 +155,21 @@ def _control(text: str) -> tuple[str, bool]:
     return name, state.lower() == "on"
 
 
-def _check_files(config: "MachineConfig") -> None:
-    """Files that cannot be read are reported before anything is compiled for them."""
-    from vmx.boot import files
+def _check_kernel(config: "MachineConfig") -> None:
+    """A kernel that cannot boot is reported before anything is compiled for it."""
+    from vmx import boot
 
-    named = [(config.kernel, "kernel"), (config.initrd, "initrd")]
-    for path, what in named + [(path, "module") for path, _ in config.module_pairs]:
-        if path is not None:
-            files.read(path, what)
+    if config.kernel is not None:
+        boot.load(
+            config.kernel,
+            memory_bytes=config.memory,
+            initrd_path=config.initrd,
+            command_line=config.append,
+            modules=config.module_pairs,
+            load_address=config.load_address,
+            cpus=config.cpus,
+            mode=config.load_mode,
+        )
 
 
 def _run(config: "MachineConfig", output: Path | None, as_json: bool, quiet: bool) -> int:
