@@ -233,3 +233,29 @@ def _state():
 
 
 ROWS: tuple[VectorRow, ...] = (*_moves(), *_float(), *_integer(), *_state())
+
+
+def add_to(table) -> None:
+    """Append all rows to the instruction table, in order: row numbers there are consecutive."""
+    from vmx.isa.table import F_MODRM, F_VECTOR, I_8, I_NONE, Row  # the table imports this module while it is built
+    from vmx.isa.operations import OPERATION
+
+    for row in ROWS:
+        digit = "/r" if row.reg is None else f"/{row.reg}"
+        form = row.form if row.form in ("reg", "mem") else ""
+        encoding = f"{row.prefix or 'NP'} 0F {row.opcode & 0xFF:02X} {digit if row.form != 'none' else ''} {form}"
+        entry = Row(
+            f"{' '.join(encoding.split())} | {row.mnemonic.upper()} | {','.join(row.operands)} | op=VECTOR",
+            row.mnemonic.upper(),
+            list(row.operands),
+            OPERATION["VECTOR"],
+            map=1,
+            opcode=row.opcode & 0xFF,
+            prefix=row.prefix or "NP",
+            digit=row.reg,
+            form=form,
+            flags=F_VECTOR | (F_MODRM if row.form != "none" else 0),
+            immediate=I_8 if row.imm8 else I_NONE,
+            data=row,
+        )
+        table.add(entry)

@@ -85,3 +85,27 @@ def _memory():
 
 REGISTER_FORMS: dict[tuple[int, int], X87Form] = dict(_registers())
 MEMORY_FORMS: dict[tuple[int, int], X87Form] = dict(_memory())
+
+
+def add_to(table) -> None:
+    """Append all forms to the instruction table."""
+    from vmx.isa.operations import OPERATION
+    from vmx.isa.table import F_MODRM, Row  # the table imports this module while it is built
+
+    def add(opcode, form, digit, rm, data):
+        encoding = f"{opcode:02X} /{digit} {form}" + ("" if rm is None else f" rm={rm}")
+        name = data.mnemonic.upper()
+        entry = Row(
+            f"{encoding} | {name} | | op=X87", name, [], OPERATION["X87"], 0, opcode,
+            digit=digit, form=form, rm=rm, flags=F_MODRM, data=data,
+        )  # fmt: skip
+        table.add(entry)
+
+    for (opcode, digit), data in MEMORY_FORMS.items():
+        add(opcode, "mem", digit, None, data)
+    for (opcode, low), data in REGISTER_FORMS.items():
+        if all(REGISTER_FORMS.get((opcode, low & ~7 | i)) == data for i in range(8)):
+            if low & 7 == 0:
+                add(opcode, "reg", low >> 3, None, data)
+        else:
+            add(opcode, "reg", low >> 3, low & 7, data)
