@@ -169,4 +169,6 @@ def leading_zeros():
 @primitive(1)
 def byte_swap():
     """Reverse the eight bytes."""
-    return (lambda a: _wrap(int.from_bytes(unsigned(a).to_bytes(8, "little"), "big"))), (lambda b, a: b.bswap(a))
+    return (lambda a: _wrap(int.from_bytes(unsigned(a).to_bytes(8, "little"), "big"))), (
+        lambda b, a: b.bswap(a)
+    )

@@ -88,7 +88,9 @@ def _weight(each: Unit) -> int:
             continue
         seen.add(code)
         total += len(code.co_code)
-        todo += [function.__globals__[n] for n in code.co_names if hasattr(function.__globals__.get(n), "py_func")]
+        todo += [
+            function.__globals__[n] for n in code.co_names if hasattr(function.__globals__.get(n), "py_func")
+        ]
     return total
 
 

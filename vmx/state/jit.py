@@ -47,7 +47,12 @@ def compiled(function=None, *, inline=False):
         if not JIT:
             return f
         return numba.njit(
-            f, error_model="numpy", nogil=True, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=inline
+            f,
+            error_model="numpy",
+            nogil=True,
+            no_cpython_wrapper=True,
+            no_cfunc_wrapper=True,
+            forceinline=inline,
         )
 
     return mark(function) if function is not None else mark

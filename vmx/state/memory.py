@@ -106,7 +106,12 @@ def copy_bytes():
     def emit(builder, target, source, count):
         byte = ir.IntType(8).as_pointer()
         move = builder.module.declare_intrinsic("llvm.memmove", [byte, byte, _I64])
-        arguments = [builder.inttoptr(target, byte), builder.inttoptr(source, byte), count, ir.Constant(ir.IntType(1), 0)]
+        arguments = [
+            builder.inttoptr(target, byte),
+            builder.inttoptr(source, byte),
+            count,
+            ir.Constant(ir.IntType(1), 0),
+        ]
         builder.call(move, arguments)
         return ir.Constant(_I64, 0)
 
@@ -131,5 +136,3 @@ def call1():
 def host_address(array: np.ndarray) -> int:
     """The host address of a numpy array's first byte, as the int64 that compiled code takes."""
     return signed(array.ctypes.data)
-
-

@@ -19,7 +19,10 @@ SEGMENT = struct(
     [
         ("base", "u8"),
         ("limit", "u4"),  # bytes, after granularity
-        ("access", "u4"),  # "Guest Register State": 3:0 type, 4 S, 6:5 DPL, 7 P, 12 AVL, 13 L, 14 D/B, 15 G, 16 unusable
+        (
+            "access",
+            "u4",
+        ),  # "Guest Register State": 3:0 type, 4 S, 6:5 DPL, 7 P, 12 AVL, 13 L, 14 D/B, 15 G, 16 unusable
         ("selector", "u2"),
     ],
 )
@@ -90,13 +93,19 @@ PROCESSOR = struct(
         ("long_mode", "u1"),  # EFER.LMA
         # events
         ("activity", "u1"),  # "Guest Non-Register State": 0 active, 1 HLT, 2 shutdown, 3 wait-for-SIPI
-        ("shadow", "u1"),  # interruptibility: bit 0 blocking by STI, bit 1 blocking by MOV SS; bit 3 blocking by NMI
+        (
+            "shadow",
+            "u1",
+        ),  # interruptibility: bit 0 blocking by STI, bit 1 blocking by MOV SS; bit 3 blocking by NMI
         ("attention", "u1"),  # something must be looked at before the next block of instructions
         ("intr_pin", "u1"),
         ("nmi_pin", "u1"),
         ("interrupt_vector", "i4"),  # the platform's answer to an interrupt acknowledge; -1: none yet
         ("pending_debug", "u8"),  # layout of "Pending debug exceptions" in the VMCS; bit 14 single step
-        ("has_injected", "u1"),  # an event being delivered comes from VM entry (for IDT-vectoring information)
+        (
+            "has_injected",
+            "u1",
+        ),  # an event being delivered comes from VM entry (for IDT-vectoring information)
         # the fault in flight: a memory or instruction helper sets it and returns `fault`
         ("fault", "u1"),  # Status to return to the run loop; 0: none
         ("fault_vector", "u1"),
@@ -135,7 +144,10 @@ PROCESSOR = struct(
         ("walk_hpa", "u8"),  # and the physical address after EPT (equal without EPT)
         ("walk_references", "u8"),  # paging-structure references made so far, guest and EPT
         ("guest_walks", "u8"),
-        ("device_gpa", "u8"),  # guest-physical page that the hypervisor's emulator passes through EPT; -1: none
+        (
+            "device_gpa",
+            "u8",
+        ),  # guest-physical page that the hypervisor's emulator passes through EPT; -1: none
         ("code_changed", "u1"),  # a store hit the page being executed: leave the block
         # VMX
         ("vmx_on", "u1"),
@@ -208,14 +220,24 @@ DECODED = struct(
         ("displacement", "i4"),
         ("row", "u2"),  # row of the instruction table
         ("opcode", "u2"),  # map << 8 | opcode byte
-        ("immediate", "i8"),  # also a 64-bit displacement (MOV moffs); second immediate of ENTER and far pointers: bits 63:32
+        (
+            "immediate",
+            "i8",
+        ),  # also a 64-bit displacement (MOV moffs); second immediate of ENTER and far pointers: bits 63:32
     ],
 )
 
 # operand codes: 0..15 general register, 16..19 AH CH DH BH
 OPERAND_HIGH, OPERAND_MEMORY, OPERAND_IMMEDIATE, OPERAND_NONE = 16, 32, 33, 34
 
-PREFIX_LOCK, PREFIX_REPNE, PREFIX_REP, PREFIX_OPERAND_SIZE, PREFIX_ADDRESS_SIZE, PREFIX_SEGMENT = 1, 2, 4, 8, 16, 32
+PREFIX_LOCK, PREFIX_REPNE, PREFIX_REP, PREFIX_OPERAND_SIZE, PREFIX_ADDRESS_SIZE, PREFIX_SEGMENT = (
+    1,
+    2,
+    4,
+    8,
+    16,
+    32,
+)
 
 # --- codes --------------------------------------------------------------------------------------------------
 

@@ -13,8 +13,21 @@ import ctypes
 import numpy as np
 from llvmlite import ir
 from numba import types
-from numba.core.typing.templates import AbstractTemplate, AttributeTemplate, infer_getattr, infer_global, signature
-from numba.extending import intrinsic, lower_builtin, lower_getattr_generic, lower_setattr_generic, models, register_model
+from numba.core.typing.templates import (
+    AbstractTemplate,
+    AttributeTemplate,
+    infer_getattr,
+    infer_global,
+    signature,
+)
+from numba.extending import (
+    intrinsic,
+    lower_builtin,
+    lower_getattr_generic,
+    lower_setattr_generic,
+    models,
+    register_model,
+)
 
 from vmx.state.jit import JIT
 
@@ -111,7 +124,12 @@ def _struct_getattr(context, builder, typ, value, attr):
 def _struct_setattr(context, builder, sig, args, attr):
     typ, (target, value) = sig.args[0], args
     dtype, offset = typ.fields[attr][:2]
-    _store(builder, _offset(builder, target, offset), dtype, context.cast(builder, value, sig.args[1], types.int64))
+    _store(
+        builder,
+        _offset(builder, target, offset),
+        dtype,
+        context.cast(builder, value, sig.args[1], types.int64),
+    )
 
 
 @infer_global(operator.getitem)
@@ -257,5 +275,3 @@ def struct(name, fields) -> Struct:
     """Declare a record layout from a list of (name, format[, shape]) or a dtype; natural alignment."""
     dtype = fields if isinstance(fields, np.dtype) else np.dtype(fields, align=True)
     return Struct(name, dtype)
-
-

@@ -56,13 +56,17 @@ class Unit:
         directory.mkdir(parents=True, exist_ok=True)
         previous, config.CACHE_DIR = config.CACHE_DIR, str(directory)
         try:
-            self._cfunc = numba.cfunc(self.signature, cache=True, nopython=True, error_model="numpy")(self.function)
+            self._cfunc = numba.cfunc(self.signature, cache=True, nopython=True, error_model="numpy")(
+                self.function
+            )
         finally:
             config.CACHE_DIR = previous
         (directory / "complete").touch()
         self.address = self._cfunc.address
         llvm.add_symbol(self.symbol, self.address)
-        self._native = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * len(self.parameters))(self.address)
+        self._native = ctypes.CFUNCTYPE(ctypes.c_int64, *[ctypes.c_int64] * len(self.parameters))(
+            self.address
+        )
 
     def __call__(self, *arguments):
         """Call from Python; records are given as views or addresses. Releases the GIL."""
