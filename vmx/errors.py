@@ -87,6 +87,12 @@ class EntryFailureError(VmxError):
     exit_status = ExitStatus.ENTRY_FAILURE
 
 
+class Interrupted(VmxError):
+    """Ctrl-C where there is nothing to stop in order and to report on."""
+
+    exit_status = ExitStatus.INTERRUPTED
+
+
 class MissingDependencyError(VmxError):
     """An optional package is needed and not installed."""
 

@@ -19,6 +19,7 @@ import vmx
 from tests.cli.test_commands import ROOT
 from tests.cli.test_commands import vmx as command
 from vmx.cli.main import main
+from vmx.cli.warmup import ensure_compiled
 from vmx.errors import ExitStatus, NotModelledError, status_of_stop
 from vmx.ledger import files
 from vmx.ledger.ledger import Ledger
@@ -137,11 +138,20 @@ def test_a_signal_stops_the_machine_and_keeps_the_run(run, tmp_path, number):
 
 
 def test_ctrl_c_while_compiling(run, monkeypatch):
-    def compiling(quiet):
+    def build(progress):
+        progress(1, 2, "cpu.alu")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("vmx.cli.warmup.ensure_compiled", compiling)
-    assert run() == (ExitStatus.INTERRUPTED, "", "vmx: interrupted\n")
+    units = SimpleNamespace(build=build)
+    monkeypatch.setitem(sys.modules, "vmx.cpu.units", units)
+    monkeypatch.setattr("vmx.cpu.units", units, raising=False)
+    monkeypatch.setattr("vmx.cli.warmup.ensure_compiled", ensure_compiled)
+    status, _, err = run()
+    assert status == ExitStatus.INTERRUPTED
+    assert err.splitlines() == [
+        "vmx: compiling the processor, 1 of 2 units",
+        "vmx: interrupted while compiling; what is compiled already is kept",
+    ]
 
 
 def test_options_win_over_the_file(run, tmp_path):

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 
 import typer
 
+from vmx.errors import Interrupted
+
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator:
@@ -48,8 +50,11 @@ def ensure_compiled(quiet: bool = False) -> float:
     from vmx.cpu import units
 
     start = time.monotonic()
-    with _progress(quiet) as progress:
-        units.build(progress)
+    try:
+        with _progress(quiet) as progress:
+            units.build(progress)
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted while compiling; what is compiled already is kept") from None
     return time.monotonic() - start
 
 
