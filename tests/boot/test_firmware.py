@@ -7,7 +7,8 @@ import subprocess
 import pytest
 
 from vmx.boot import layout
-from vmx.machine.firmware import SLP_TYP_S5, acpi, aml, e820, firmware_placements, mp_table
+from vmx.devices import acpi_pm
+from vmx.machine.firmware import acpi, aml, e820, firmware_placements, mp_table
 
 
 class Memory:
@@ -70,7 +71,7 @@ def test_fadt_fields():
     assert struct.unpack_from("<H", data, 46)[0] == 9  # SCI_INT
     assert struct.unpack_from("<I", data, 48)[0] == 0  # SMI_CMD
     assert struct.unpack_from("<IIII", data, 56)[0::2] == (0x600, 0x604)  # PM1a_EVT_BLK, PM1a_CNT_BLK
-    assert struct.unpack_from("<II", data, 76) == (0x608, 0x620)  # PM_TMR_BLK, GPE0_BLK
+    assert struct.unpack_from("<II", data, 76) == (0x608, 0x610)  # PM_TMR_BLK, GPE0_BLK
     assert data[88:94] == bytes([4, 2, 0, 4, 4, 0])  # lengths
     assert data[108] == 0x32 and struct.unpack_from("<H", data, 109)[0] == 3
     assert struct.unpack_from("<I", data, 112)[0] & (1 << 10 | 1 << 20) == 1 << 10  # reset yes, reduced no
@@ -133,8 +134,8 @@ def test_aml_encodings():
         assert len(encoded) == follow + 1 and value == size + len(encoded)
 
 
-def test_s5_is_the_exported_value():
-    assert bytes([0x0A, SLP_TYP_S5]) in acpi.dsdt()
+def test_s5_is_what_the_power_management_device_expects():
+    assert bytes([0x0A, acpi_pm.SLP_TYP_S5]) in acpi.dsdt()
 
 
 @pytest.mark.oracle

@@ -10,21 +10,18 @@ import struct
 
 from vmx.boot import layout
 from vmx.boot.image import Placement
+from vmx.devices import acpi_pm, rtc
 from vmx.machine.firmware import aml
 
-# The registers that the FADT describes.
-PM1A_EVENT = 0x600
-PM1A_CONTROL = 0x604
-PM_TIMER = 0x608
-GPE0 = 0x620
-GPE0_LENGTH = 4
+# The registers that the FADT describes, where the power-management device has them.
+PM_BASE = acpi_pm.AcpiPm.WINDOWS[0][0]
+PM1A_EVENT = PM_BASE + acpi_pm.PM1_STS
+PM1A_CONTROL = PM_BASE + acpi_pm.PM1_CNT
+PM_TIMER = PM_BASE + acpi_pm.PM_TMR
+GPE0 = PM_BASE + acpi_pm.GPE0_STS
+GPE0_LENGTH = 4  # two bytes of status, two of enable
 SCI_IRQ = 9
 RESET_PORT = 0xCF9
-RESET_VALUE = 0x06
-CENTURY_INDEX = 0x32
-
-# What \_S5 tells the guest to write to SLP_TYP of PM1_CNT for power off.
-SLP_TYP_S5 = 5
 
 LOCAL_APIC = 0xFEE0_0000
 IO_APIC = 0xFEC0_0000
@@ -40,9 +37,9 @@ KEYBOARD_8042 = 1 << 1
 # FADT, fixed feature flags.
 WBINVD = 1 << 0
 PROC_C1 = 1 << 2
-PWR_BUTTON = 1 << 4  # set: no power button among the fixed features
-SLP_BUTTON = 1 << 5  # set: no sleep button either
+SLP_BUTTON = 1 << 5  # set: no sleep button among the fixed features; the power button is one
 FIX_RTC = 1 << 6  # set: RTC wake-up is not reported in PM1_STS
+TMR_VAL_EXT = 1 << 8  # the PM timer has 32 bits
 RESET_REG_SUP = 1 << 10
 
 SYSTEM_IO = 1
@@ -145,14 +142,14 @@ def fadt(facs_address: int, dsdt_address: int) -> bytes:
         0,  # DUTY_WIDTH
         0,  # DAY_ALRM
         0,  # MON_ALRM
-        CENTURY_INDEX,
+        rtc.CENTURY,
         LEGACY_DEVICES | KEYBOARD_8042,
         0,  # reserved
-        WBINVD | PROC_C1 | PWR_BUTTON | SLP_BUTTON | FIX_RTC | RESET_REG_SUP,
+        WBINVD | PROC_C1 | SLP_BUTTON | FIX_RTC | TMR_VAL_EXT | RESET_REG_SUP,
     )
     body += _generic_address(RESET_PORT, 1)
     # X_FIRMWARE_CTRL stays 0, since the FACS is below 4 GiB.
-    body += struct.pack("<B3xQQ", RESET_VALUE, 0, dsdt_address)
+    body += struct.pack("<B3xQQ", acpi_pm.RESET_VALUE, 0, dsdt_address)
     body += _generic_address(PM1A_EVENT, 4)
     body += _generic_address(0, 0)  # X_PM1b_EVT_BLK
     body += _generic_address(PM1A_CONTROL, 2)
@@ -184,7 +181,7 @@ def io_apic_id(cpus: int) -> int:
 
 def dsdt() -> bytes:
     r"""\_S5 for power off, and the ISA devices that a guest cannot find by itself."""
-    sleep_type = aml.integer(SLP_TYP_S5)
+    sleep_type = aml.integer(acpi_pm.SLP_TYP_S5)
     body = aml.name("\\_S5", aml.package(sleep_type, sleep_type, aml.integer(0), aml.integer(0)))
     body += aml.scope(
         "\\_SB",
