@@ -1,9 +1,9 @@
-"""Native stubs: x87, MMX, SSE and SSE2 instructions executed by the host's own instruction on the guest's state.
+"""Native stubs: x87, MMX, SSE and SSE2 by the host's own instructions, on copies of the guest's state.
 
-A stub is a C function of one pointer: to a `BLOCK` that holds copies of the operands. It loads them into fixed
-host registers (ModRM.reg operand: xmm0, mm0 or rax; ModRM.rm operand: xmm1, mm1 or rcx), executes one fixed
-instruction, stores the destination and restores the host's control words. All stubs are generated at start-up
-from the instruction rows, one for each value of an imm8 operand, and then the writable mapping is closed: a
+A stub is a C function of one pointer: to a `BLOCK` that holds copies of the operands. It loads them into
+fixed host registers (ModRM.reg operand: xmm0, mm0 or rax; ModRM.rm operand: xmm1, mm1 or rcx), executes one
+fixed instruction, stores the destination and restores the host's control words. All stubs are generated at
+start-up from the instruction rows, one for each value of an imm8 operand, and then the writable mapping is closed: a
 guest chooses which stub runs, never what is in it.
 
 The code lies in one memfd with two mappings, so no mapping is ever writable and executable.
@@ -17,7 +17,7 @@ import sys
 
 import numpy as np
 
-from vmx.isa.vector_rows import ROWS
+from vmx.isa.vector_rows import BYTES, ROWS
 from vmx.isa.x87_rows import MEMORY_FORMS, REGISTER_FORMS
 from vmx.state.struct import struct
 
@@ -46,7 +46,7 @@ VECTOR_ENTRY = struct(
         ("action", "u1"),
         ("reg_kind", "u1"),  # REGISTER_KINDS
         ("rm_kind", "u1"),
-        ("size", "u1"),  # bytes of the memory operand
+        ("size", "u1"),  # bytes of the memory operand, or that a move copies
         ("wide_size", "u1"),  # with REX.W
         ("writes_rm", "u1"),  # the destination is the ModRM.rm operand
         ("aligned", "u1"),  # #GP on a misaligned memory operand
@@ -127,7 +127,7 @@ def _vector_stub(row, wide: bool) -> tuple[bytes, int]:
 
 
 def _x87_stub(instruction: bytes) -> bytes:
-    """Run one x87 instruction on the FXSAVE64 image in the block. No instruction here looks at pending exceptions."""
+    """Run one x87 instruction on the FXSAVE64 image in the block. Nothing after it looks at exceptions."""
     return (
         _at_rdi("D9", 7, _HOST_CONTROL)  # FNSTCW
         + STORE_MXCSR(_HOST_MXCSR)
@@ -225,7 +225,8 @@ def _fill_entry(entry, row, emitter) -> None:
     entry["action"] = ACTIONS.index(row.action)
     entry["reg_kind"] = register_kind(row.reg_operand)
     entry["rm_kind"] = register_kind(row.rm_operand)
-    entry["size"] = entry["wide_size"] = row.memory_size
+    size = BYTES[row.rm_operand[1:]] if row.action == "move" else row.memory_size
+    entry["size"] = entry["wide_size"] = size
     if row.rm_operand.endswith("y"):
         entry["wide_size"] = 8
     entry["writes_rm"] = bool(row.operands) and row.operands[0] == row.rm_operand
@@ -256,6 +257,6 @@ def available() -> bool:
 
 
 def stub_table() -> int:
-    """The address for `cpu.host_vector_stubs`, or 0 where there are no stubs. The table lives as long as the process."""
+    """The address for `cpu.host_vector_stubs`, valid as long as the process; 0 where there are no stubs."""
     stubs = _stubs()
     return stubs.address if stubs else 0

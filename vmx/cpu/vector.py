@@ -1,8 +1,8 @@
 """MMX, SSE and SSE2: checks, operands, moves and bitwise operations here; everything else by native stubs.
 
-SDM volume 1, "Programming with Intel MMX Technology" to "Programming with SSE2"; volume 2, "Exceptions" of each
-instruction. Order: #UD (CR0.EM, CR4.OSFXSR), #NM (CR0.TS), pending #MF for MMX, then the memory operand's faults
-(with #GP for misalignment), then #XM.
+SDM volume 1, "Programming with Intel MMX Technology" to "Programming with SSE2"; volume 2, "Exceptions" of
+each instruction. Order: #UD (CR0.EM, CR4.OSFXSR), #NM (CR0.TS), pending #MF for MMX, then the memory operand's
+faults (with #GP for misalignment), then #XM.
 """
 
 from vmx.cpu.native import (
@@ -11,7 +11,6 @@ from vmx.cpu.native import (
     BLOCK_ALIGNMENT,
     GENERAL,
     MM,
-    NO_OPERAND,
     VECTOR_ENTRY,
     VECTOR_TABLE,
     XMM,
@@ -22,7 +21,18 @@ from vmx.isa.table import TABLE
 from vmx.mmu.access import check_write, host_for_read, host_for_write, load, raw_load, raw_store, store
 from vmx.state.flags import set_status_flags
 from vmx.state.jit import compiled
-from vmx.state.memory import call1, copy_bytes, load8, load16, load32, load64, store8, store16, store32, store64
+from vmx.state.memory import (
+    call1,
+    copy_bytes,
+    load8,
+    load16,
+    load32,
+    load64,
+    store8,
+    store16,
+    store32,
+    store64,
+)
 from vmx.state.processor import (
     CR0_EM,
     CR0_NE,
@@ -47,7 +57,14 @@ from vmx.state.processor import (
 )
 from vmx.state.unit import unit
 
-FEATURES = ("FPU", "MMX", "FXSR", "SSE", "SSE2", "CLFSH")  # CPUID.01H:EDX bits that this folder's code stands for
+FEATURES = (
+    "FPU",
+    "MMX",
+    "FXSR",
+    "SSE",
+    "SSE2",
+    "CLFSH",
+)  # CPUID.01H:EDX bits that this folder's code stands for
 
 # offsets in the FXSAVE image
 FX_CONTROL, FX_STATUS, FX_TAGS, FX_OPCODE, FX_IP, FX_DP, FX_MXCSR, FX_MXCSR_MASK = 0, 2, 4, 6, 8, 16, 24, 28
@@ -68,7 +85,9 @@ BLOCK_OFFSET = PROCESSOR.offset("vector_block")
 REG_OFFSET, RM_OFFSET = BLOCK.offset("reg"), BLOCK.offset("rm")
 DECODED_COPY = BLOCK.offset("x87")  # space in the block that vector instructions do not use
 DECODED_SIZE = DECODED.size
-(STUB, MOVE, AND, ANDN, OR, XOR, MASKED_STORE, LDMXCSR, STMXCSR, CLFLUSH, FENCE, PREFETCH, EMMS) = range(len(ACTIONS))
+(STUB, MOVE, AND, ANDN, OR, XOR, MASKED_STORE, LDMXCSR, STMXCSR, CLFLUSH, FENCE, PREFETCH, EMMS) = range(
+    len(ACTIONS)
+)
 STOP_NOT_MODELLED, WITHOUT_STUBS = int(Stop.NOT_MODELLED), int(NotModelled.HOST_WITHOUT_VECTOR_STUBS)
 
 
@@ -157,18 +176,24 @@ def register_address(cpu, kind, number):
 
 
 @compiled
-def enter_mmx(cpu):
-    """What every MMX instruction does to the x87 state: all registers valid, top of stack 0."""
-    fx = fx_address(cpu)
-    status = load16(fx + FX_STATUS)
-    top = status >> 11 & 7
-    while top:  # the image is in stack order: rotate it until ST(0) is register 0
+def rotate_stack(fx, count):
+    """Lower the top of the x87 stack by `count`: the image is in stack order, so its registers move."""
+    while count > 0:
         low = load64(fx + FX_ST + 112)
         high = load64(fx + FX_ST + 120)
         copy_bytes(fx + FX_ST + 16, fx + FX_ST, 112)
         store64(fx + FX_ST, low)
         store64(fx + FX_ST + 8, high)
-        top -= 1
+        count -= 1
+
+
+@compiled
+def enter_mmx(cpu):
+    """What every MMX instruction does to the x87 state: all registers valid, top of stack 0."""
+    fx = fx_address(cpu)
+    status = load16(fx + FX_STATUS)
+    top = status >> 11 & 7
+    rotate_stack(fx, top)
     store16(fx + FX_STATUS, status & ~0x3800)
     store8(fx + FX_TAGS, 0xFF)
 
@@ -184,7 +209,7 @@ def _copy_register(cpu, kind, number, target):
 
 @compiled
 def _write_register(cpu, kind, number, source):
-    """Copy a result from the block into a register. An MMX result makes bits 79:64 of the x87 register ones."""
+    """Copy a result from the block into a register. MMX sets bits 79:64 of the x87 register."""
     target = register_address(cpu, kind, number)
     store64(target, load64(source))
     if kind == XMM:
@@ -235,8 +260,6 @@ def _move(cpu, d, row, block):
     """Copy an operand of 1 to 16 bytes: loads, stores, and moves between registers of any two kinds."""
     size = row.wide_size if d.rex & 8 else row.size
     memory = d.modrm < 0xC0
-    if size == 0:  # register form only
-        size = 8
     rm = _rm_number(d)
     reg = _number(row.reg_kind, d.reg)
     source = block + RM_OFFSET
@@ -317,11 +340,11 @@ def _scatter(cpu, d, row, block):
 
 @compiled
 def _simd_exceptions(cpu, stub, block, reg_low, reg_high):
-    """Run a numeric stub with all exceptions masked. Returns 0 and adds to MXCSR's flags, or the status of #XM.
+    """Run a numeric stub with all exceptions masked. Returns 0, or the status of #XM; flags go to MXCSR.
 
-    "SIMD Floating-Point Exception Conditions": an unmasked exception leaves the destination as it was. When one
-    is found before computation, flags of results are not set. An unmasked underflow needs a tiny result only,
-    a masked one also inexactness: a run with flush-to-zero tells tiny results from others.
+    "SIMD Floating-Point Exception Conditions": an unmasked exception leaves the destination as it was. When
+    one is found before computation, flags of results are not set. An unmasked underflow needs a tiny result
+    only, a masked one also inexactness: a run with flush-to-zero tells tiny results from others.
     """
     arguments = BLOCK.at(block)
     fx = fx_address(cpu)

@@ -1,9 +1,9 @@
 """MMX, SSE and SSE2: one row per instruction form of the 0F opcode map.
 
 SDM volume 2, "Opcode Map" (two-byte map) and the instruction reference. Operands are written as there:
-V vector register in ModRM.reg, W vector register or memory in ModRM.rm, U vector register in rm; P, Q, N the same for
-MMX; G and E general registers; M memory; then the type: ps pd dq (16 bytes), q sd (8), ss d (4), w, b, y (4, or 8
-with REX.W). Destination first. The index of a row in `ROWS` is the number that decoded instructions carry.
+V vector register in ModRM.reg, W vector register or memory in ModRM.rm, U vector register in rm; P, Q, N the
+same for MMX; G and E general registers; M memory; then the type: ps pd dq (16 bytes), q sd (8), ss d (4), w, b,
+y (4, or 8 with REX.W). Destination first. The index of a row in `ROWS` is the number that decoded instructions carry.
 """
 
 from dataclasses import dataclass
@@ -57,12 +57,14 @@ class VectorRow:
 
     @property
     def needs_os_support(self) -> bool:
-        """#UD by CR0.EM and CR4.OSFXSR, #NM by CR0.TS apply. Caching and ordering instructions are always there."""
+        """#UD by CR0.EM and CR4.OSFXSR, #NM by CR0.TS apply; not to caching and ordering instructions."""
         return self.action not in ("fence", "prefetch", "clflush") and self.mnemonic != "movnti"
 
 
 def _row(prefix, opcode, mnemonic, operands="", **more):
-    return VectorRow(prefix, 0x0F00 | opcode, mnemonic, tuple(operands.split(",")) if operands else (), **more)
+    return VectorRow(
+        prefix, 0x0F00 | opcode, mnemonic, tuple(operands.split(",")) if operands else (), **more
+    )
 
 
 def _move(prefix, opcode, mnemonic, operands, **more):
@@ -119,7 +121,15 @@ def _moves():
 # --- floating point -----------------------------------------------------------------------------------------
 
 _FLOAT_KINDS = (("", "ps"), ("66", "pd"), ("F3", "ss"), ("F2", "sd"))
-_ARITHMETIC = ((0x51, "sqrt"), (0x58, "add"), (0x59, "mul"), (0x5C, "sub"), (0x5D, "min"), (0x5E, "div"), (0x5F, "max"))
+_ARITHMETIC = (
+    (0x51, "sqrt"),
+    (0x58, "add"),
+    (0x59, "mul"),
+    (0x5C, "sub"),
+    (0x5D, "min"),
+    (0x5E, "div"),
+    (0x5F, "max"),
+)
 _BITWISE = ((0x54, "and"), (0x55, "andn"), (0x56, "or"), (0x57, "xor"))
 
 _CONVERSIONS = (
@@ -237,13 +247,21 @@ ROWS: tuple[VectorRow, ...] = (*_moves(), *_float(), *_integer(), *_state())
 
 def add_to(table) -> None:
     """Append all rows to the instruction table, in order: row numbers there are consecutive."""
-    from vmx.isa.table import F_MODRM, F_VECTOR, I_8, I_NONE, Row  # the table imports this module while it is built
     from vmx.isa.operations import OPERATION
+    from vmx.isa.table import (
+        F_MODRM,
+        F_VECTOR,
+        I_8,
+        I_NONE,
+        Row,
+    )  # which imports this module while it is built
 
     for row in ROWS:
         digit = "/r" if row.reg is None else f"/{row.reg}"
         form = row.form if row.form in ("reg", "mem") else ""
-        encoding = f"{row.prefix or 'NP'} 0F {row.opcode & 0xFF:02X} {digit if row.form != 'none' else ''} {form}"
+        encoding = (
+            f"{row.prefix or 'NP'} 0F {row.opcode & 0xFF:02X} {digit if row.form != 'none' else ''} {form}"
+        )
         entry = Row(
             f"{' '.join(encoding.split())} | {row.mnemonic.upper()} | {','.join(row.operands)} | op=VECTOR",
             row.mnemonic.upper(),

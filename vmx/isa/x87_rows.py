@@ -1,7 +1,7 @@
 """x87: every instruction form of the escape opcodes D8 to DF.
 
-SDM volume 2, "Escape Opcode Instructions". Register forms are keyed by (opcode, ModRM & 0x3F), memory forms by
-(opcode, ModRM.reg). `native` forms are executed by the host's instruction; the others are about the control,
+SDM volume 2, "Escape Opcode Instructions". Register forms are keyed by (opcode, ModRM & 0x3F), memory forms
+by (opcode, ModRM.reg). `native` forms are executed by the host's instruction; the others are about the control,
 status and tag words and the environment, which are plain data here.
 """
 
@@ -43,18 +43,22 @@ def _registers():
         yield (0xDD, 0x28 | i), X87Form("fucomp")
         yield (0xDF, 0x28 | i), X87Form("fucomip", flags=True)
         yield (0xDF, 0x30 | i), X87Form("fcomip", flags=True)
-    single = {
-        0x10: "fnop", 0x20: "fchs", 0x21: "fabs", 0x24: "ftst", 0x25: "fxam", 0x28: "fld1", 0x29: "fldl2t",
-        0x2A: "fldl2e", 0x2B: "fldpi", 0x2C: "fldlg2", 0x2D: "fldln2", 0x2E: "fldz", 0x30: "f2xm1", 0x31: "fyl2x",
-        0x32: "fptan", 0x33: "fpatan", 0x34: "fxtract", 0x35: "fprem1", 0x36: "fdecstp", 0x37: "fincstp",
-        0x38: "fprem", 0x39: "fyl2xp1", 0x3A: "fsqrt", 0x3B: "fsincos", 0x3C: "frndint", 0x3D: "fscale",
-        0x3E: "fsin", 0x3F: "fcos",
-    }  # fmt: skip
-    for low, name in single.items():
-        yield (0xD9, low), X87Form(name)
+    single = """
+    10 fnop  20 fchs  21 fabs  24 ftst  25 fxam  28 fld1  29 fldl2t  2A fldl2e  2B fldpi  2C fldlg2  2D fldln2
+    2E fldz  30 f2xm1  31 fyl2x  32 fptan  33 fpatan  34 fxtract  35 fprem1  36 fdecstp  37 fincstp  38 fprem
+    39 fyl2xp1  3A fsqrt  3B fsincos  3C frndint  3D fscale  3E fsin  3F fcos
+    """.split()
+    for low, name in zip(single[::2], single[1::2], strict=True):
+        yield (0xD9, int(low, 16)), X87Form(name)
     yield (0xDA, 0x29), X87Form("fucompp")
     yield (0xDE, 0x19), X87Form("fcompp")
-    for low, name in ((0x20, "fneni"), (0x21, "fndisi"), (0x22, "fnclex"), (0x23, "fninit"), (0x24, "fnsetpm")):
+    for low, name in (
+        (0x20, "fneni"),
+        (0x21, "fndisi"),
+        (0x22, "fnclex"),
+        (0x23, "fninit"),
+        (0x24, "fnsetpm"),
+    ):
         yield (0xDB, low), X87Form(name, native=False)
     yield (0xDF, 0x20), X87Form("fnstsw", native=False)
 
