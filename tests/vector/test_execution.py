@@ -1,0 +1,110 @@
+"""Vector instructions in a guest against the same bytes executed natively: every row, random registers and memory."""
+
+import random
+
+import numpy as np
+import pytest
+
+from vmx.cpu.native import available
+from vmx.isa.vector_rows import ROWS
+
+if not available():
+    pytest.skip("needs an x86-64 Linux host", allow_module_level=True)
+
+from tests.vector.harness import Bench, linked  # noqa: E402
+from tests.vector.oracle import NativeOracle  # noqa: E402
+from tests.vector.values import extended, quadword  # noqa: E402
+
+RSI = 6
+OPERAND = 0x2000  # linear address of the memory operand
+SKIPPED = ("ldmxcsr", "maskmovq", "maskmovdqu")  # tested by their own
+STATUS_FLAGS = 0x8D5
+
+
+@pytest.fixture(scope="module")
+def bench():
+    linked()
+    return Bench()
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return NativeOracle()
+
+
+def encode(row, rng, memory):
+    """Random register numbers; RSP is not used, RSI is the base of memory operands."""
+    wide = bool(rng.getrandbits(1))
+    choices = [r for r in range(16) if r not in (4, RSI)]
+    reg = row.reg if row.reg is not None else rng.choice(choices)
+    rm = RSI if memory else rng.choice(choices)
+    rex = 0x40 | wide << 3 | (reg >= 8) << 2 | (rm >= 8)
+    code = bytes.fromhex(row.prefix) + bytes((rex,)) + row.opcode.to_bytes(2, "big")
+    if row.form != "none":
+        code += bytes(((0x06 | (reg & 7) << 3) if memory else 0xC0 | (reg & 7) << 3 | rm & 7,))
+    return code + (bytes((rng.getrandbits(8),)) if row.imm8 else b"")
+
+
+def randomize(bench, rng, top=None):
+    """A random state with a valid x87 state and masked exceptions."""
+    bench.reset()
+    for i in range(16):
+        bench.xmm[i] = quadword(rng), quadword(rng)
+        bench.gpr[i] = quadword(rng)
+    for i in range(8):
+        bench.st[i, :10] = np.frombuffer(extended(rng), np.uint8)
+    bench.tags = rng.getrandbits(8)
+    bench.status = (rng.randrange(8) if top is None else top) << 11 | rng.choice((0, 0x4700))
+    bench.control = 0x7F | rng.getrandbits(2) << 10 | rng.choice((0, 2, 3)) << 8
+    bench.mxcsr = 0x1F80 | rng.getrandbits(2) << 13 | rng.choice((0, 0x8000)) | rng.choice((0, 0x40)) | rng.getrandbits(6)
+    bench.gpr[RSI] = OPERAND
+    words = np.array([quadword(rng) for _ in range(64)], np.uint64)
+    bench.memory[OPERAND : OPERAND + 512] = words.view(np.uint8)
+    bench.rflags = 2 | rng.getrandbits(12) & STATUS_FLAGS
+
+
+def copy_to(oracle, bench, operand):
+    oracle.fx[...] = bench.fx
+    oracle.gpr[...] = bench.gpr[:16]
+    oracle.gpr[RSI] = operand.ctypes.data
+    oracle.flags[0] = bench.rflags
+
+
+def compare(oracle, bench, operand, flags=STATUS_FLAGS):
+    gprs = oracle.gpr.copy()
+    gprs[RSI] = OPERAND
+    for i in range(16):
+        if i != 4:
+            assert int(bench.gpr[i]) == int(gprs[i]), f"gpr {i}"
+    assert bench.xmm.tolist() == oracle.fx[160:416].view(np.uint64).reshape(16, 2).tolist()
+    assert bench.fx[:5].tolist() == oracle.fx[:5].tolist(), "control, status, tags"
+    assert bench.mxcsr == int(oracle.fx[24:28].view(np.uint32)[0])
+    assert bench.st[:, :10].tolist() == oracle.fx[32:160].reshape(8, 16)[:, :10].tolist()
+    assert bench.memory[OPERAND : OPERAND + 512].tolist() == operand.tolist()
+    assert bench.rflags & flags == int(oracle.flags[0]) & flags
+
+
+def aligned_copy(memory):
+    raw = np.zeros(512 + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    raw[start : start + 512] = memory
+    return raw[start : start + 512]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r.prefix or 'NP'}-{r.opcode:04X}-{r.mnemonic}-{r.form}")
+def test_vector_instruction(row, bench, oracle):
+    if row.mnemonic in SKIPPED:
+        pytest.skip("has a test of its own")
+    rng = random.Random(row.mnemonic + row.prefix)
+    for trial in range(16):
+        memory = {"any": trial & 1 == 1, "mem": True}.get(row.form, False)
+        code = encode(row, rng, memory)
+        randomize(bench, rng)
+        operand = aligned_copy(bench.memory[OPERAND : OPERAND + 512])
+        copy_to(oracle, bench, operand)
+        assert bench.step(code) == 0, code.hex()
+        oracle.run(code)
+        try:
+            compare(oracle, bench, operand)
+        except AssertionError as error:
+            raise AssertionError(f"{code.hex()} trial {trial}: {error}") from None
