@@ -35,15 +35,11 @@ from vmx.virt.controls import (
 )
 from vmx.virt.fields import VMCS
 from vmx.virt.host_state import ABORT_SAVE_MSRS, load_host_state, vmx_abort
+from vmx.virt.interruption import INFO_VALID, TYPE_EXCEPTION, TYPE_NMI, interruption_type
 from vmx.virt.msr_area import store_msrs
 from vmx.virt.preemption import preemption_value
 from vmx.virt.reasons import ExitReason
 from vmx.virt.values import DEBUGCTL_BTF
-
-# Interruption information (entry, exit, IDT-vectoring): 7:0 vector, 10:8 type, 11 error code, 31 valid
-INFO_VALID, INFO_ERROR_CODE = 1 << 31, 1 << 11
-TYPE_EXTERNAL, TYPE_NMI, TYPE_EXCEPTION, TYPE_SOFTWARE_INTERRUPT = 0, 2, 3, 4
-TYPE_PRIVILEGED_EXCEPTION, TYPE_SOFTWARE_EXCEPTION, TYPE_OTHER = 5, 6, 7
 
 PENDING_BS = 1 << 14  # pending debug exceptions: a single step
 PENDING_BITS = 0xF | 1 << 12 | PENDING_BS
@@ -74,11 +70,6 @@ _EVENT_REASONS = sum(1 << int(reason) for reason in _EVENTS)
 SELECTORS, LIMITS = VMCS.offset("guest_es_selector"), VMCS.offset("guest_es_limit")
 ACCESS_RIGHTS, BASES = VMCS.offset("guest_es_access_rights"), VMCS.offset("guest_es_base")
 SEGMENT_FIELDS = 8  # ES to TR, in the order of the processor's segments
-
-
-@compiled
-def interruption_type(info):
-    return info >> 8 & 7
 
 
 @compiled

@@ -27,7 +27,7 @@ from vmx.state.unit import unit
 VMCS_SIZE = 4096
 VMCS_REVISION = 0x564D58  # "VMX"; bit 31 is clear: not a shadow VMCS
 LAUNCH_CLEAR, LAUNCH_LAUNCHED = 0, 1
-VIOLATION_WORDS = 4  # bitmap of violated entry checks: see vmx.virt.checks
+VIOLATION_WORDS = 6  # bitmap of violated entry checks: see vmx.virt.checks
 
 # VM-instruction errors that concern fields
 UNSUPPORTED_VMCS_COMPONENT = 12

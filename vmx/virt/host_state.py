@@ -4,7 +4,7 @@ Manual: "Loading Host State", "Loading MSRs" in the chapter "VM Exits".
 """
 
 from vmx.mmu.mode import load_pdptes, update_mode
-from vmx.mmu.tlb import flush_all, select_context
+from vmx.mmu.tlb import flush_all
 from vmx.state.flags import set_rflags
 from vmx.state.jit import compiled
 from vmx.state.processor import (
@@ -146,11 +146,10 @@ def load_host_state(cpu):
     cpu.pending_debug = 0
     if wide == 0 and cpu.cr0 & CR0_PG and cpu.cr4 & CR4_PAE and load_pdptes(cpu, cpu.cr3):
         return vmx_abort(cpu, ABORT_HOST_PDPTE)
-    if tagged == 0:
-        flush_all(cpu)
-    select_context(cpu)
-    update_mode(cpu)
     if load_msrs(cpu, vmcs.vm_exit_msr_load_address, vmcs.vm_exit_msr_load_count):
         return vmx_abort(cpu, ABORT_LOAD_MSRS)
+    if tagged == 0:
+        flush_all(cpu)
+    update_mode(cpu)
     cpu.attention = 1
     return 0

@@ -3,10 +3,10 @@
 Manual: "Canonical Addressing", "Control Registers", and the descriptions of IA32_EFER, IA32_PAT, IA32_DEBUGCTL.
 """
 
+from vmx.mmu.ept import PHYSICAL_ADDRESS_BITS
 from vmx.state.bits import shr
 from vmx.state.jit import compiled
 from vmx.state.processor import EFER_LMA, EFER_LME, EFER_NXE, EFER_SCE
-from vmx.virt.capability import PHYSICAL_ADDRESS_BITS
 
 EFER_BITS = EFER_SCE | EFER_LME | EFER_LMA | EFER_NXE
 DEBUGCTL_LBR, DEBUGCTL_BTF = 1, 2
