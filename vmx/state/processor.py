@@ -193,6 +193,7 @@ PROCESSOR = struct(
         # the instruction that runs alone (handle_attention answered STEP), for after_step
         ("step_shadow", "u1"),  # blocking by STI or MOV SS that ends with it
         ("step_trap", "u1"),  # TF was set before it
+        ("spec_ctrl", "u8"),  # IA32_SPEC_CTRL
         # staged by vmx.mmu.ept when a translation needs a VM exit (status EPT_EXIT)
         ("ept_reason", "u1"),  # 48 EPT violation, 49 EPT misconfiguration
         ("ept_qualification", "u8"),
