@@ -176,7 +176,13 @@ WORDS: dict[str, ControlWord] = {
         0,
         0,
         0,
-        ENABLE_EPT | ENABLE_RDTSCP | ENABLE_VPID | WBINVD_EXITING | UNRESTRICTED_GUEST | ENABLE_INVPCID,
+        ENABLE_EPT
+        | DESCRIPTOR_TABLE_EXITING
+        | ENABLE_RDTSCP
+        | ENABLE_VPID
+        | WBINVD_EXITING
+        | UNRESTRICTED_GUEST
+        | ENABLE_INVPCID,
         _bits("VIRTUALIZE_APIC_ACCESSES", "INSTRUCTION_TIMEOUT"),
     ),
     "exit": ControlWord(

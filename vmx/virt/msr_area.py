@@ -12,6 +12,7 @@ from vmx.state.jit import compiled
 from vmx.state.memory import load32, load64, store64
 from vmx.state.processor import CR0_PG, EFER_LMA, EFER_LME, PROCESSOR
 from vmx.virt.capability import MSR_LIST_MAXIMUM
+from vmx.virt.fields import vmread
 from vmx.virt.values import DEBUGCTL_BITS, EFER_BITS, is_canonical, is_memory_type_list
 
 ENTRY_SIZE = 16
@@ -100,3 +101,13 @@ def store_msrs(cpu, area, count):
             return i + 1
         store64(host + 8, load64(PROCESSOR.address(cpu) + _OFFSET[row]))
     return 0
+
+
+def msr_entry_text(vmcs, number: int) -> str:
+    """For people: which entry of the VM-entry MSR-load area failed (number from 1)."""
+    area = vmread(vmcs, "vm_entry_msr_load_address")
+    if number > MSR_LIST_MAXIMUM:
+        return f"the list has more than {MSR_LIST_MAXIMUM} entries"
+    known = ", ".join(f"{index:#x}" for index, _, _ in _MSRS)
+    where = f"entry {number} at physical address {area + ENTRY_SIZE * (number - 1):#x}"
+    return f"{where} is outside RAM, names an MSR that cannot be listed, or holds a value that WRMSR would refuse (MSRs that can be listed: {known})"
