@@ -138,12 +138,10 @@ def walk_guest(cpu, linear, kind, bank):
                 return -1
             physical = access & ADDRESS | gpa & 0xFFF
         host = host_of(cpu, physical)
-        if host == 0:
-            entry = -1
-        elif width == 2:
-            entry = load32(host)
+        if width == 2:
+            entry = 0xFFFF_FFFF if host == 0 else load32(host)
         else:
-            entry = load64(host)
+            entry = -1 if host == 0 else load64(host)
         cpu.walk_references += 1
         if entry & PRESENT == 0:
             return page_fault(cpu, linear, kind, bank, 0)

@@ -1,0 +1,17 @@
+"""One world per test session (compiled once), emptied for each test."""
+
+import pytest
+
+from tests.mmu.world import World
+
+
+@pytest.fixture(scope="session")
+def _world():
+    return World()
+
+
+@pytest.fixture
+def world(_world):
+    _world.reset()
+    _world.set_mode("none")
+    return _world
