@@ -29,14 +29,13 @@ RAM_BYTES = 1 << 16
 
 @unit(PROCESSOR, DECODED, "i64", "i64")
 def step(cpu, d, host, rflags):
-    """Decode and execute one instruction; -1 when it does not decode. RFLAGS go through gpr[17]."""
+    """Decode and execute one instruction; -1 when it does not decode. RFLAGS go through DR0."""
     set_rflags(cpu, rflags)
     cpu.fault = 0
     cpu.bus_position = 0
     if decode(d, host, 15, cpu.code_mode) != DECODED_OK:
         return -1
     cpu.next_rip = cpu.rip + d.length
-    cpu.gpr[17] = cpu.next_rip
     status = -2
     if d.op == OP_VECTOR:
         status = execute_vector(cpu, d)
@@ -44,7 +43,7 @@ def step(cpu, d, host, rflags):
         status = execute_x87(cpu, d)
     elif d.op == OP_FWAIT:
         status = execute_wait(cpu, d)
-    cpu.gpr[17] = get_rflags(cpu)
+    cpu.dr[0] = get_rflags(cpu)
     return status
 
 
@@ -94,7 +93,7 @@ class Bench:
         self.code[...] = 0x90
         self.code[: len(code)] = np.frombuffer(code, np.uint8)
         status = step(self.cpu, host_address(self.decoded), host_address(self.code), self.rflags)
-        self.rflags = int(self.gpr[17])
+        self.rflags = int(self.view["dr"][0])
         assert self.cpu.cr0 == self.view["cr0"]
         if status != -1:
             assert int(self.decoded[0]["length"]) == len(code)
