@@ -1,8 +1,8 @@
 """Segmentation: descriptors, what they say, and loads of segment registers with their checks.
 
-Manual: "Segment Descriptors", "Privilege Levels", and the operation sections of MOV and POP. A function that can
-fault returns a Status, or a value with `cpu.fault` set; nothing but a descriptor's accessed bit changes before
-the last check.
+Manual: "Segment Descriptors", "Privilege Levels", and the operation sections of MOV and POP. A function
+that can fault returns a Status, or a value with `cpu.fault` set; nothing but a descriptor's accessed bit
+changes before the last check.
 """
 
 from vmx.cpu.operands import raise_fault
@@ -28,11 +28,16 @@ from vmx.state.processor import (
     SS,
     SS_FAULT,
     STOP,
+    NotModelled,
     Stop,
 )
 from vmx.state.unit import unit
+from vmx.virt.exit import vm_exit
+from vmx.virt.reasons import ExitReason
 
 NOT_MODELLED = int(Stop.NOT_MODELLED)
+TASK_SWITCH = int(NotModelled.TASK_SWITCH)
+TASK_SWITCH_EXIT = int(ExitReason.TASK_SWITCH)
 
 # bits of an access-rights word (VMCS format) and of its type field
 TYPE_ACCESSED, TYPE_WRITABLE, TYPE_EXPAND_DOWN, TYPE_CODE = 1, 2, 4, 8
@@ -51,6 +56,14 @@ def stop_not_modelled(cpu, what):
     cpu.stop_detail = what
     cpu.fault = STOP
     return STOP
+
+
+@compiled
+def task_switch(cpu, selector, source):
+    """A hardware task switch: a VM exit in non-root operation, else not modelled. `source`: 0 CALL to 3 IDT gate."""
+    if cpu.non_root:
+        return vm_exit(cpu, TASK_SWITCH_EXIT, selector | source << 30)
+    return stop_not_modelled(cpu, TASK_SWITCH)
 
 
 @compiled(inline=True)
