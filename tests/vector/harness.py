@@ -6,7 +6,8 @@ from vmx.cpu.decode import DECODED_OK, decode
 from vmx.cpu.native import stub_table
 from vmx.cpu.vector import execute_vector
 from vmx.cpu.x87 import execute_wait, execute_x87
-from vmx.isa.operations import OPERATION
+from vmx.cpu.xstate import execute_xstate
+from vmx.isa.operations import GROUP_NUMBER, GROUP_SHIFT, OPERATION
 from vmx.mmu.tlb import BANK_BYTES, BANKS, SUPERVISOR_AC
 from vmx.state.flags import get_rflags, set_rflags
 from vmx.state.memory import host_address
@@ -24,6 +25,7 @@ from vmx.state.processor import (
 from vmx.state.unit import link, unit
 
 OP_VECTOR, OP_X87, OP_FWAIT = OPERATION["VECTOR"], OPERATION["X87"], OPERATION["FWAIT"]
+GROUP_XSTATE = GROUP_NUMBER["XSTATE"]
 RAM_BYTES = 1 << 16
 
 
@@ -43,6 +45,8 @@ def step(cpu, d, host, rflags):
         status = execute_x87(cpu, d)
     elif d.op == OP_FWAIT:
         status = execute_wait(cpu, d)
+    elif d.op >> GROUP_SHIFT == GROUP_XSTATE:
+        status = execute_xstate(cpu, d)
     cpu.dr[0] = get_rflags(cpu)
     return status
 

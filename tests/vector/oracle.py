@@ -15,7 +15,9 @@ GPRS, FLAGS, SIZE = 512, 640, 704  # offsets in the state: FXSAVE64 image, 16 re
 def _mov(store, register, base, offset):
     """MOV register, [base + offset] or the reverse, base being RAX or RDI."""
     rex = 0x48 | (register >= 8) << 2
-    return bytes((rex, 0x89 if store else 0x8B, 0x80 | (register & 7) << 3 | base)) + offset.to_bytes(4, "little")
+    return bytes((rex, 0x89 if store else 0x8B, 0x80 | (register & 7) << 3 | base)) + offset.to_bytes(
+        4, "little"
+    )
 
 
 def _frame(instruction: bytes) -> bytes:
@@ -24,10 +26,14 @@ def _frame(instruction: bytes) -> bytes:
     code += bytes.fromhex("480FAE0F") + bytes.fromhex("FFB7") + FLAGS.to_bytes(4, "little") + b"\x9d"
     code += b"".join(_mov(False, r, 7, GPRS + 8 * r) for r in others) + _mov(False, 7, 7, GPRS + 56)
     code += instruction
-    code += bytes.fromhex("9C 50 488B442410 8F80") + GPRS.to_bytes(4, "little")  # PUSHF, PUSH RAX, POP [state]
+    code += bytes.fromhex("9C 50 488B442410 8F80") + GPRS.to_bytes(
+        4, "little"
+    )  # PUSHF, PUSH RAX, POP [state]
     code += bytes.fromhex("8F80") + FLAGS.to_bytes(4, "little")
     code += b"".join(_mov(True, r, 0, GPRS + 8 * r) for r in range(1, 16) if r != 4)
-    code += bytes.fromhex("480FAE00 DBE3 68801F0000 0FAE1424 58 5F")  # FXSAVE64, FNINIT, LDMXCSR 0x1F80, POP RDI
+    code += bytes.fromhex(
+        "480FAE00 DBE3 68801F0000 0FAE1424 58 5F"
+    )  # FXSAVE64, FNINIT, LDMXCSR 0x1F80, POP RDI
     return code + bytes.fromhex("415F 415E 415D 415C 5D 5B C3")
 
 

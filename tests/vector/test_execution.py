@@ -57,7 +57,13 @@ def randomize(bench, rng, top=None):
     bench.tags = rng.getrandbits(8)
     bench.status = (rng.randrange(8) if top is None else top) << 11 | rng.choice((0, 0x4700))
     bench.control = 0x7F | rng.getrandbits(2) << 10 | rng.choice((0, 2, 3)) << 8
-    bench.mxcsr = 0x1F80 | rng.getrandbits(2) << 13 | rng.choice((0, 0x8000)) | rng.choice((0, 0x40)) | rng.getrandbits(6)
+    bench.mxcsr = (
+        0x1F80
+        | rng.getrandbits(2) << 13
+        | rng.choice((0, 0x8000))
+        | rng.choice((0, 0x40))
+        | rng.getrandbits(6)
+    )
     bench.gpr[RSI] = OPERAND
     words = np.array([quadword(rng) for _ in range(64)], np.uint64)
     bench.memory[OPERAND : OPERAND + 512] = words.view(np.uint8)
@@ -92,7 +98,9 @@ def aligned_copy(memory):
     return raw[start : start + 512]
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r.prefix or 'NP'}-{r.opcode:04X}-{r.mnemonic}-{r.form}")
+@pytest.mark.parametrize(
+    "row", ROWS, ids=lambda r: f"{r.prefix or 'NP'}-{r.opcode:04X}-{r.mnemonic}-{r.form}"
+)
 def test_vector_instruction(row, bench, oracle):
     if row.mnemonic in SKIPPED:
         pytest.skip("has a test of its own")
@@ -149,15 +157,21 @@ def test_x87_memory_instruction(key, bench, oracle):
         x87_trial(bench, oracle, rng, bytes((key[0], key[1] << 3 | RSI)), None)
 
 
-@pytest.mark.parametrize("code", ["DBE0", "DBE1", "DBE4", "DBE2", "DBE3", "DFE0", "D93E", "DD3E", "D936", "DD36"])
+@pytest.mark.parametrize(
+    "code", ["DBE0", "DBE1", "DBE4", "DBE2", "DBE3", "DFE0", "D93E", "DD3E", "D936", "DD36"]
+)
 def test_x87_state_instruction(code, bench, oracle):
     """FNENI FNDISI FNSETPM FNCLEX FNINIT, FNSTSW AX, FNSTCW, FNSTSW, FNSTENV, FNSAVE."""
     rng = random.Random(code)
     for _ in range(24):
-        x87_trial(bench, oracle, rng, bytes.fromhex(code), None, slice(12, 28) if code in ("D936", "DD36") else None)
+        x87_trial(
+            bench, oracle, rng, bytes.fromhex(code), None, slice(12, 28) if code in ("D936", "DD36") else None
+        )
 
 
-@pytest.mark.parametrize("code, store", [("D926", "D936"), ("66D926", "66D936"), ("DD26", "DD36"), ("66DD26", "66DD36")])
+@pytest.mark.parametrize(
+    "code, store", [("D926", "D936"), ("66D926", "66D936"), ("DD26", "DD36"), ("66DD26", "66DD36")]
+)
 def test_environment_comes_back(code, store, bench):
     """FLDENV and FRSTOR of what FNSTENV and FNSAVE stored."""
     rng = random.Random(code)
@@ -179,5 +193,9 @@ def test_pointers_of_the_last_instruction(bench):
     bench.gpr[RSI] = OPERAND
     bench.step(bytes.fromhex("D9EE"))
     assert bench.step(bytes.fromhex("D806")) == 0  # FADD m32
-    opcode, ip, dp = bench.fx[6:8].view(np.uint16)[0], bench.fx[8:16].view(np.uint64)[0], bench.fx[16:24].view(np.uint64)[0]
+    opcode, ip, dp = (
+        bench.fx[6:8].view(np.uint16)[0],
+        bench.fx[8:16].view(np.uint64)[0],
+        bench.fx[16:24].view(np.uint64)[0],
+    )
     assert (int(opcode), int(ip), int(dp)) == (0x006, 0x1000, OPERAND)

@@ -30,7 +30,9 @@ def register_name(register):
     return next(n for n in dir(iced.Register) if n.isupper() and getattr(iced.Register, n) == register)
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda r: f"{r.prefix or 'NP'}-{r.opcode:04X}-{r.mnemonic}-{r.form}")
+@pytest.mark.parametrize(
+    "row", ROWS, ids=lambda r: f"{r.prefix or 'NP'}-{r.opcode:04X}-{r.mnemonic}-{r.form}"
+)
 def test_vector_row(row):
     for code, wide, form in encodings(row):
         instruction = decode(code)
@@ -52,7 +54,9 @@ def test_vector_row(row):
                 index = i + (row.action == "masked store")
                 found = register_name(instruction.op_register(index))
                 expected = REGISTER_CLASS[operand[0]]
-                assert found.startswith(expected) or (expected == "R" and found in ("ECX", "EDX", "RCX", "RDX"))
+                assert found.startswith(expected) or (
+                    expected == "R" and found in ("ECX", "EDX", "RCX", "RDX")
+                )
             else:
                 assert operand[0] in "WQEM" and form == "mem"
 
@@ -72,7 +76,9 @@ ISA = iced.CpuidFeature
 def test_all_of_mmx_sse_and_sse2_is_there():
     """Every legacy encoding that iced-x86 attributes to MMX, SSE or SSE2 has a row."""
     wanted = {ISA.MMX, ISA.SSE, ISA.SSE2, ISA.CLFSH}
-    rows = {(r.prefix, r.opcode, r.reg, f) for r in ROWS for f in {"any": ("reg", "mem")}.get(r.form, (r.form,))}
+    rows = {
+        (r.prefix, r.opcode, r.reg, f) for r in ROWS for f in {"any": ("reg", "mem")}.get(r.form, (r.form,))
+    }
     for opcode in range(0x100):
         for prefix in ("", "66", "F3", "F2"):
             for digit in range(8):

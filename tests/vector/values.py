@@ -42,5 +42,8 @@ def extended(rng: random.Random) -> bytes:
     if rng.randrange(3) == 0:
         significand, exponent = rng.choice(EXTENDED)
     else:
-        significand, exponent = rng.getrandbits(64) | 1 << 63, rng.randrange(0x3FF0, 0x400F) | rng.getrandbits(1) << 15
+        significand, exponent = (
+            rng.getrandbits(64) | 1 << 63,
+            rng.randrange(0x3FF0, 0x400F) | rng.getrandbits(1) << 15,
+        )
     return significand.to_bytes(8, "little") + exponent.to_bytes(2, "little")

@@ -30,7 +30,7 @@ from vmx.cpu.vector import (
     store_bytes,
     without_stubs,
 )
-from vmx.mmu.access import check_write, load, store
+from vmx.mmu.access import check_write, host_for_read, host_for_write, load, store
 from vmx.mmu.physical import host_of
 from vmx.mmu.translate import READ, WRITE, translate
 from vmx.state.flags import set_status_flags, status_flags
@@ -159,7 +159,10 @@ def _protected(cpu):
 
 @compiled
 def _write_environment(cpu, wide, target):
-    """FNSTENV's 28 or 14 bytes ("x87 FPU Instruction and Data (Operand) Pointers", the four figures)."""
+    """FNSTENV's 28 or 14 bytes ("x87 FPU Instruction and Data (Operand) Pointers", the four figures).
+
+    Selectors are saved as zero: CPUID reports that FCS and FDS are deprecated.
+    """
     fx = fx_address(cpu)
     step = 4 if wide else 2
     ones = 0xFFFF_0000 if wide else 0
@@ -172,13 +175,13 @@ def _write_environment(cpu, wide, target):
     if _protected(cpu):
         put(target + 3 * step, wide, ip)
         if wide:
-            put(target + 16, wide, load16(fx + FX_IP + 4) | opcode << 16)
+            put(target + 16, wide, opcode << 16)
             put(target + 20, wide, dp)
-            put(target + 24, wide, ones | load16(fx + FX_DP + 4))
+            put(target + 24, wide, ones)
         else:
-            put(target + 8, wide, load16(fx + FX_IP + 4))
+            put(target + 8, wide, 0)
             put(target + 10, wide, dp)
-            put(target + 12, wide, load16(fx + FX_DP + 4))
+            put(target + 12, wide, 0)
     else:
         put(target + 3 * step, wide, ip & 0xFFFF | (ones if wide else 0))
         if wide:
@@ -216,11 +219,7 @@ def _read_environment(cpu, wide, source):
     dp = get(source + 5 * step, wide)
     last = get(source + 6 * step, wide)
     opcode = 0
-    code_selector = 0
-    data_selector = 0
     if _protected(cpu):
-        code_selector = second & 0xFFFF
-        data_selector = last & 0xFFFF
         opcode = second >> 16 & 0x7FF
     else:
         opcode = second & 0x7FF
@@ -230,8 +229,8 @@ def _read_environment(cpu, wide, source):
     store16(fx + FX_STATUS, status)
     _set_tag_word(cpu, get(source + 2 * step, wide) & 0xFFFF)
     store16(fx + FX_OPCODE, opcode)
-    store64(fx + FX_IP, ip | code_selector << 32)
-    store64(fx + FX_DP, dp | data_selector << 32)
+    store64(fx + FX_IP, ip)
+    store64(fx + FX_DP, dp)
     set_control(cpu, get(source, wide) & 0xFFFF)
 
 
@@ -251,6 +250,10 @@ def piece_size(linear, left):
 @compiled
 def load_area(cpu, linear, size, target):
     """Load an area into host memory. Outside RAM there is nothing to load: it reads as ones."""
+    host = host_for_read(cpu, linear, size)
+    if host:
+        copy_bytes(target, host, size)
+        return
     done = 0
     while done < size:
         at = plus(cpu, linear, done)
@@ -274,6 +277,10 @@ def load_area(cpu, linear, size, target):
 @compiled
 def store_area(cpu, linear, size, source):
     """Store an area of less than a page from host memory: all or nothing. Outside RAM it is ignored."""
+    host = host_for_write(cpu, linear, size)
+    if host:
+        copy_bytes(host, source, size)
+        return
     if not check_write(cpu, linear, size):
         return
     done = 0
