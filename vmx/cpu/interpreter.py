@@ -27,8 +27,8 @@ from vmx.cpu.stack import group_stack
 from vmx.cpu.string import group_string
 from vmx.cpu.system import group_system
 from vmx.cpu.vector import execute_vector
-from vmx.cpu.x87 import execute_x87
-from vmx.cpu.xstate import group_xstate
+from vmx.cpu.x87 import execute_wait, execute_x87
+from vmx.cpu.xstate import execute_xstate
 from vmx.mmu.access import load, load_for_update, store
 from vmx.mmu.bus import forget_bus_answers
 from vmx.mmu.translate import EPT_EXIT
@@ -83,8 +83,8 @@ def _execute_cold(cpu, d):
     if group == 10:
         return execute_vector(cpu, d)
     if group == 11:
-        return execute_x87(cpu, d)
-    return group_xstate(cpu, d)
+        return execute_x87(cpu, d) if d.op & 31 == 0 else execute_wait(cpu, d)
+    return execute_xstate(cpu, d)
 
 
 @compiled

@@ -17,9 +17,11 @@ from vmx.state.jit import compiled
 from vmx.state.memory import copy_bytes, store64
 from vmx.state.processor import (
     DECODED,
+    DS,
     ES,
     FLAG_DF,
     FLAT,
+    FS,
     JUMP,
     OK,
     PREFIX_REP,
@@ -32,7 +34,11 @@ from vmx.state.processor import (
     RSI,
 )
 from vmx.state.unit import unit
+from vmx.virt.conditions import io_exits, io_qualification
+from vmx.virt.exit import vm_exit
+from vmx.virt.reasons import ExitReason
 
+IO_INSTRUCTION = int(ExitReason.IO_INSTRUCTION)
 CHUNK = 4096  # elements
 
 
@@ -256,6 +262,20 @@ def _repeat(cpu, d, op, size, delta):
     return JUMP
 
 
+@compiled
+def _io_exit(cpu, d, op, port, size, repeated):
+    """The VM exit of INS and OUTS: linear address and instruction information as the manual lays down."""
+    segment = ES if op == 5 else d.segment
+    offset = gpr_read(cpu, RDI if op == 5 else RSI, d.address_size)
+    base = 0 if segment == FLAT or (cpu.code_mode == 2 and segment < FS) else cpu.segments[segment].base
+    cpu.exit_linear = base + offset
+    address_code = 2 if d.address_size == 8 else d.address_size >> 2
+    cpu.exit_instruction_info = address_code << 7 | (DS if segment == FLAT else segment) << 15
+    cpu.exit_length = d.length
+    is_in = 1 if op == 5 else 0
+    return vm_exit(cpu, IO_INSTRUCTION, io_qualification(size, is_in, 1, repeated, 0, port))
+
+
 @unit(PROCESSOR, DECODED)
 def group_string(cpu, d):
     """Operations 0..6 of the STRING group."""
@@ -267,9 +287,11 @@ def group_string(cpu, d):
         # I/O permission and VM exits come before any element
         if repeated and gpr_read(cpu, RCX, d.address_size) == 0:
             return OK
-        status = io_permitted(cpu, d, cpu.gpr[RDX] & 0xFFFF, size)
-        if status:
-            return status
+        port = cpu.gpr[RDX] & 0xFFFF
+        if not io_permitted(cpu, port, size):
+            return cpu.fault
+        if io_exits(cpu, port, size):
+            return _io_exit(cpu, d, op, port, size, 1 if repeated else 0)
     if repeated:
         return _repeat(cpu, d, op, size, delta)
     return _element(cpu, d, op, size, delta)

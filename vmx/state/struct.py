@@ -9,6 +9,7 @@ numba's own Record type would do, but its name spells every field and ends up in
 """
 
 import ctypes
+import operator
 
 import numpy as np
 from llvmlite import ir
@@ -20,7 +21,9 @@ from numba.core.typing.templates import (
     infer_global,
     signature,
 )
+from numba.core.imputils import lower_constant
 from numba.extending import (
+    typeof_impl,
     intrinsic,
     lower_builtin,
     lower_getattr_generic,
@@ -31,7 +34,6 @@ from numba.extending import (
 
 from vmx.state.jit import JIT
 
-import operator
 
 _I64 = ir.IntType(64)
 _structs: dict[str, "Struct"] = {}
@@ -163,6 +165,40 @@ def _array_setitem(context, builder, sig, args):
     return context.get_dummy_value()
 
 
+class LayoutType(types.Opaque):
+    """A Struct itself as a global of compiled code: it has `at`, `address` and `size`."""
+
+    def __init__(self, struct_name):
+        super().__init__(f"Layout_{struct_name}")
+        self.struct_name = struct_name
+
+
+register_model(LayoutType)(models.OpaqueModel)
+
+
+@infer_getattr
+class _LayoutAttributes(AttributeTemplate):
+    key = LayoutType
+
+    def generic_resolve(self, typ, attr):
+        if attr == "size":
+            return types.int64
+        if attr in ("at", "address"):
+            return self.context.resolve_value_type(getattr(_structs[typ.struct_name], attr))
+
+
+@lower_getattr_generic(LayoutType)
+def _layout_getattr(context, builder, typ, value, attr):
+    if attr == "size":
+        return ir.Constant(_I64, _structs[typ.struct_name].size)
+    return context.get_dummy_value()
+
+
+@lower_constant(LayoutType)
+def _layout_constant(context, builder, typ, value):
+    return context.get_dummy_value()
+
+
 class View:
     """A record at a host address, for Python: the same attributes as in compiled code, np.int64 values."""
 
@@ -275,3 +311,8 @@ def struct(name, fields) -> Struct:
     """Declare a record layout from a list of (name, format[, shape]) or a dtype; natural alignment."""
     dtype = fields if isinstance(fields, np.dtype) else np.dtype(fields, align=True)
     return Struct(name, dtype)
+
+
+@typeof_impl.register(Struct)
+def _typeof_struct(value, context):
+    return LayoutType(value.name)

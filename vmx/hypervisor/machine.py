@@ -1,0 +1,398 @@
+"""`Machine`: a configuration made runnable. The one object that users hold."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vmx import boot
+from vmx.errors import status_of_stop
+from vmx.guests import bundled
+from vmx.hypervisor.console import BufferConsole, Console
+from vmx.hypervisor.hypervisor import ExitHook, Hypervisor
+from vmx.hypervisor.allocator import private_bytes
+from vmx.ledger.ledger import Ledger
+from vmx.machine.config import MachineConfig
+from vmx.machine.firmware import firmware_placements
+from vmx.machine.memory import Memory
+from vmx.machine.platform import Pins, Platform
+from vmx.machine.processor import VirtualCpu
+from vmx.mmu.bus import answer
+from vmx.state.bits import signed, unsigned
+from vmx.state.processor import ACTIVE, NotModelled, Stop
+from vmx.virt.reasons import ExitReason
+
+SLICE = 4_000_000  # instructions between two looks at the console and the host's clock
+FIRST_GUEST = "teach"
+HELLO_ADDRESS = 0x10_0000
+IA32_APIC_BASE, IA32_TSC_DEADLINE = 0x1B, 0x6E0
+X2APIC_MSRS = range(0x800, 0x900)
+PLATFORM_MSRS = (IA32_APIC_BASE, IA32_TSC_DEADLINE, *X2APIC_MSRS)
+NOT_MODELLED_TEXT = {
+    NotModelled.TASK_SWITCH: "hardware task switching",
+    NotModelled.VIRTUAL_8086: "virtual-8086 mode",
+    NotModelled.CALL_GATE_16: "16-bit call gates",
+    NotModelled.HOST_WITHOUT_VECTOR_STUBS: "x87, MMX and SSE instructions on a host that is not x86-64",
+    NotModelled.FIVE_LEVEL_PAGING: "5-level paging",
+    NotModelled.SHUTDOWN_STATE: "the shutdown activity state",
+}
+
+
+@dataclass
+class RunResult:
+    """How a run ended. Times are ns of virtual time and seconds of host time."""
+
+    stop: str
+    exit_status: int
+    message: str
+    retired: int
+    virtual_ns: int
+    host_s: float
+    undecoded: dict[str, int] = field(default_factory=dict)
+    exits: Ledger | None = None
+
+
+class Machine:
+    """A machine with a guest loaded, ready to run.
+
+    >>> machine = Machine(MachineConfig(guest="hello"))
+    >>> result = machine.run()
+
+    `processors`, `memory`, `platform` (devices, ports, mmio, clock, interrupts) and `ledger` may be inspected
+    whenever the machine does not run. Raises BootError, ConfigurationError.
+    """
+
+    def __init__(self, config: MachineConfig | None = None, *, console: Console | None = None):
+        self.config = config = config or MachineConfig()
+        self.console = console if console is not None else BufferConsole()
+        self.image = self._load_image(config)
+        private = 0 if config.bare else private_bytes(config.memory, config.cpus)
+        self.memory = Memory(config.memory, private)
+        self.processors = [
+            VirtualCpu(i, self.memory, cpus=config.cpus, ns_per_instruction=config.ns_per_instruction)
+            for i in range(config.cpus)
+        ]
+        self.outcome: tuple[str, str] | None = None
+        self.debug_exit_value: int | None = None
+        self._stop_requested = False
+        self._single = [False] * config.cpus
+        self._console_due = 0
+        pins = Pins(
+            interrupt=self._interrupt,
+            nmi=self._nmi,
+            poweroff=lambda: self.finish("POWEROFF", "the guest powered the machine off"),
+            reset=lambda: self.finish("RESET", "the guest reset the machine"),
+            debug_exit=self._debug_exit,
+            serial_output=self.console.write,
+        )
+        self.hypervisor: Hypervisor | None = None
+        self.ledger = Ledger(record=config.record)
+        self.platform = Platform(
+            self.memory, self._now, pins, cpus=config.cpus, rtc_start=config.rtc_start
+        )
+        self.platform.uart.rts_flow_control = self.image.kind in ("linux", "pvh")
+        self.memory.place(self.image.placements)
+        self.memory.place(firmware_placements(config.memory, config.cpus))
+        self._handlers = {
+            Stop.LIMIT: self._on_limit,
+            Stop.VM_EXIT: self._on_vm_exit,
+            Stop.PORT: self._on_port,
+            Stop.MMIO: self._on_memory,
+            Stop.MSR: self._on_msr,
+            Stop.HALT: self._on_halt,
+            Stop.ACKNOWLEDGE: self._on_acknowledge,
+            Stop.SHUTDOWN: self._on_shutdown,
+            Stop.TASK_PRIORITY: self._on_task_priority,
+            Stop.NOT_MODELLED: self._on_not_modelled,
+        }
+        self._start()
+
+    @staticmethod
+    def _load_image(config: MachineConfig) -> boot.BootImage:
+        kernel, address = config.kernel, config.load_address
+        if kernel is None:
+            name = config.guest or FIRST_GUEST
+            guests = bundled()
+            if name not in guests:
+                from vmx.errors import ConfigurationError
+
+                raise ConfigurationError(f"guest {name!r} is not bundled; bundled are: {', '.join(guests)}")
+            kernel = str(guests[name][0])
+            if name == "hello" and address is None:
+                address = HELLO_ADDRESS
+        return boot.load(
+            kernel,
+            memory_bytes=config.memory,
+            initrd_path=config.initrd,
+            command_line=config.append,
+            modules=config.module_pairs,
+            load_address=address,
+            cpus=config.cpus,
+            mode=config.load_mode,
+        )
+
+    def _start(self) -> None:
+        if self.config.bare:
+            self.processors[0].load(self.image.registers)
+        else:
+            self.hypervisor = Hypervisor(self, self.ledger)
+            self.hypervisor.add(self.processors[0], self.image.registers)
+
+    # --- running ----------------------------------------------------------------------------------------
+
+    def run(self, max_instructions: int | None = None, timeout_s: float | None = None) -> RunResult:
+        """Run until the guest ends, a limit is reached, or `stop()` is called.
+
+        `max_instructions` counts from the start of this call, `timeout_s` is host time. May be called again
+        after INSTRUCTION_LIMIT, TIMEOUT and INTERRUPTED.
+        """
+        cpu = self.processors[0]
+        self.outcome, self._stop_requested = None, False
+        start = time.perf_counter()
+        deadline = None if timeout_s is None else start + timeout_s
+        last = (1 << 63) if max_instructions is None else cpu.retired + max_instructions
+        self._console_due = 0
+        while self.outcome is None:
+            now = cpu.retired
+            if now >= last:
+                self.finish("INSTRUCTION_LIMIT", self.where("the instruction limit is reached"))
+                break
+            if now >= self._console_due:
+                self._console_due = now + SLICE
+                if self._look_outside(deadline):
+                    break
+            limit = min(self._event_limit(cpu), last, self._console_due)
+            if self._single[0]:
+                limit = min(limit, now + 1)
+            self._handlers[cpu.run(limit)](cpu)
+        self.console.flush()
+        name, message = self.outcome
+        return RunResult(
+            name,
+            status_of_stop(name, self.debug_exit_value),
+            message,
+            cpu.retired,
+            cpu.virtual_ns,
+            time.perf_counter() - start,
+            dict(cpu.undecoded()),
+            self.ledger,
+        )
+
+    def stop(self) -> None:
+        """Ask a running machine to stop; safe from signal handlers and other threads."""
+        self._stop_requested = True
+        self.processors[0].view.limit = 0
+
+    def finish(self, name: str, message: str) -> None:
+        """End the run; the first reason counts."""
+        if self.outcome is None:
+            self.outcome = (name, message)
+
+    def _event_limit(self, cpu: VirtualCpu) -> int:
+        """The instruction count at which the next device event is due."""
+        due = self.platform.clock.next_event()
+        if due is None:
+            return 1 << 62
+        return cpu.instruction_at(due)
+
+    def _look_outside(self, deadline: float | None) -> bool:
+        """Console, Ctrl-C and the host's clock. True when the run ends."""
+        if self._stop_requested or self.console.quit_requested:
+            self.finish("INTERRUPTED", self.where("interrupted"))
+        elif deadline is not None and time.perf_counter() > deadline:
+            self.finish("TIMEOUT", self.where("the time limit is reached"))
+        else:
+            self._feed_uart()
+        return self.outcome is not None
+
+    def _feed_uart(self) -> None:
+        room = 64 - len(self.platform.uart.backlog)
+        if room > 0:
+            data = self.console.poll(room)
+            if data:
+                self.platform.uart.receive(data)
+
+    def _now(self) -> int:
+        return self.processors[0].virtual_ns
+
+    def step_limit(self, index: int) -> None:
+        """The next run of a virtual CPU is one instruction long."""
+        self._single[index] = True
+
+    # --- stops ------------------------------------------------------------------------------------------
+
+    def _on_limit(self, cpu: VirtualCpu) -> None:
+        if self._single[cpu.index]:
+            self._single[cpu.index] = False
+            self.hypervisor.after_one(cpu)
+        self.platform.clock.run_due()
+        if self._stop_requested:
+            self._console_due = 0
+
+    def _on_vm_exit(self, cpu: VirtualCpu) -> None:
+        if self._single[cpu.index]:
+            self._single[cpu.index] = False
+            self.hypervisor.after_one(cpu)
+        self.hypervisor.on_vm_exit(cpu)
+
+    def _on_port(self, cpu: VirtualCpu) -> None:
+        view = cpu.view
+        port, size = int(view.bus_address), int(view.bus_size)
+        if view.bus_write:
+            self.platform.ports.write(port, size, unsigned(view.bus_value) & ((1 << 8 * size) - 1))
+            answer(view, 0)
+        else:
+            answer(view, signed(self.platform.ports.read(port, size)))
+
+    def _on_memory(self, cpu: VirtualCpu) -> None:
+        view = cpu.view
+        address, size = unsigned(view.bus_address), int(view.bus_size)
+        if view.bus_write:
+            self.platform.mmio.write(address, size, unsigned(view.bus_value) & ((1 << 8 * size) - 1))
+            answer(view, 0)
+        else:
+            answer(view, signed(self.platform.mmio.read(address, size)))
+
+    def _on_msr(self, cpu: VirtualCpu) -> None:
+        view = cpu.view
+        index = int(view.bus_address)
+        if view.bus_write:
+            answer(view, int(self.write_platform_msr(cpu.index, index, unsigned(view.bus_value))))
+        else:
+            ok, value = self.platform.interrupts.lapics[cpu.index].read_msr(index)
+            answer(view, int(ok))
+            answer(view, signed(value))
+
+    def _on_halt(self, cpu: VirtualCpu) -> None:
+        enabled = bool(cpu.registers["rflags"] & 1 << 9)
+        self.wait_for_interrupt(cpu, enabled)
+
+    def _on_acknowledge(self, cpu: VirtualCpu) -> None:
+        interrupts = self.platform.interrupts
+        if interrupts.pending(cpu.index):
+            cpu.view.interrupt_vector = interrupts.acknowledge(cpu.index)
+        cpu.view.intr_pin = int(interrupts.pending(cpu.index))
+
+    def _on_shutdown(self, cpu: VirtualCpu) -> None:
+        self.finish("TRIPLE_FAULT", self.where("triple fault"))
+
+    def _on_task_priority(self, cpu: VirtualCpu) -> None:
+        self.platform.interrupts.lapics[cpu.index].set_tpr((int(cpu.view.cr8) & 15) << 4)
+
+    def _on_not_modelled(self, cpu: VirtualCpu) -> None:
+        detail = int(cpu.view.stop_detail)
+        what = NOT_MODELLED_TEXT.get(detail, f"feature {detail}")
+        self.finish("NOT_MODELLED", self.where(f"the guest uses what vmx does not model: {what}"))
+
+    # --- what handlers and devices ask for --------------------------------------------------------------
+
+    def wait_for_interrupt(self, cpu: VirtualCpu, enabled: bool) -> None:
+        """HLT: virtual time jumps from device event to device event until an interrupt is pending."""
+        clock, interrupts = self.platform.clock, self.platform.interrupts
+        if not enabled and not cpu.view.nmi_pin:
+            self.finish("HUNG", self.where("halted with interrupts off: nothing can wake the processor"))
+            return
+        while self.outcome is None and not interrupts.pending(cpu.index):
+            self._feed_uart()
+            if interrupts.pending(cpu.index):
+                break
+            due = clock.next_event()
+            if due is None and self.console.closed:
+                self.finish("HUNG", self.where("halted, and no device will ever wake it"))
+                return
+            if not self.console.complete and not self._wait_on_host(cpu, due):
+                continue
+            if due is not None:
+                cpu.advance_to(due)
+                clock.run_due()
+        cpu.view.activity = ACTIVE if self.outcome is None else cpu.view.activity
+
+    def _wait_on_host(self, cpu: VirtualCpu, due: int | None) -> bool:
+        """An interactive machine idles in wall time, at most 50 ms at once. True when `due` may be jumped to."""
+        if self._stop_requested or self.console.quit_requested:
+            self.finish("INTERRUPTED", self.where("interrupted"))
+            return False
+        wait_ns = 50_000_000 if due is None else due - cpu.virtual_ns
+        if wait_ns <= 0:
+            return True
+        slept = min(wait_ns, 50_000_000)
+        self.console.flush()
+        time.sleep(slept / 1e9)
+        if due is None or slept < wait_ns:
+            cpu.advance_to(cpu.virtual_ns + slept)
+            return False
+        return True
+
+    def _interrupt(self, index: int, level: bool) -> None:
+        if self.hypervisor is not None:
+            if level:
+                self.hypervisor.interrupt(index)
+            return
+        view = self.processors[index].view
+        view.intr_pin = int(level)
+        view.attention = 1
+
+    def _nmi(self, index: int) -> None:
+        view = self.processors[index].view
+        view.nmi_pin = 1
+        view.attention = 1
+
+    def _debug_exit(self, value: int) -> None:
+        self.debug_exit_value = value
+        self.finish("DEBUG_EXIT", f"the guest left through isa-debug-exit with value {value:#x}")
+
+    @property
+    def platform_msrs(self) -> tuple[int, ...]:
+        """Numbers of the MSRs that belong to the local APIC."""
+        return PLATFORM_MSRS
+
+    @staticmethod
+    def is_platform_msr(index: int) -> bool:
+        """Whether an MSR belongs to the local APIC."""
+        return index in (IA32_APIC_BASE, IA32_TSC_DEADLINE) or index in X2APIC_MSRS
+
+    def write_platform_msr(self, cpu: int, index: int, value: int) -> bool:
+        """WRMSR to the local APIC: whether it was accepted (else #GP)."""
+        lapic = self.platform.interrupts.lapics[cpu]
+        ok = lapic.write_msr(index, value)
+        if ok and index == IA32_APIC_BASE:
+            self.processors[cpu].view.apic_base = signed(value)
+        return ok
+
+    @property
+    def xcr0_supported(self) -> int:
+        """XCR0 bits that the processor offers: x87 and SSE."""
+        return 3
+
+    # --- inspection -------------------------------------------------------------------------------------
+
+    def where(self, what: str, guest=None) -> str:
+        """A message that says what happened and where: RIP, mode, last exit."""
+        cpu = self.processors[0]
+        registers = cpu.registers
+        rip = guest.read("guest_rip") if guest is not None else registers["rip"]
+        return f"{what} at RIP {rip:#x}, {cpu.mode} mode, CPL {int(cpu.state['cpl'])}, after {cpu.retired:,} instructions"
+
+    @property
+    def retired(self) -> int:
+        """Instructions retired by the first virtual CPU."""
+        return self.processors[0].retired
+
+    @property
+    def virtual_ns(self) -> int:
+        """Virtual time in ns."""
+        return self.processors[0].virtual_ns
+
+    def status(self) -> str:
+        """One line about the running machine."""
+        return self.where(f"running, {len(self.ledger):,} VM exits;")
+
+    def on_exit(self, hook: ExitHook, reason: ExitReason | None = None) -> Callable[[], None]:
+        """Call `hook(exit)` at every VM exit (of one reason). A true result replaces the handler.
+
+        Returns a function that removes the hook. RuntimeError on a bare machine: it has no VM exits.
+        """
+        if self.hypervisor is None:
+            raise RuntimeError("a bare machine has no hypervisor, so no VM exits to hook")
+        hooks = self.hypervisor.hooks.setdefault(reason, [])
+        hooks.append(hook)
+        return lambda: hooks.remove(hook)

@@ -1,0 +1,1 @@
+"""A platform wired together: RAM map, firmware tables, devices, virtual clock, virtual CPUs."""
