@@ -1,4 +1,4 @@
-"""The same bytes executed natively with the same registers: a frame that loads and saves everything around them.
+"""The same bytes executed natively with the same registers: a frame loads and saves everything around them.
 
 Only masked exceptions and whitelisted instructions come here, so no signal can. RSP stays the host's.
 """

@@ -1,4 +1,4 @@
-"""Vector instructions in a guest against the same bytes executed natively: every row, random registers and memory."""
+"""Vector instructions in a guest against the same bytes executed natively: every row, random operands."""
 
 import random
 

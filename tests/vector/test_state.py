@@ -1,4 +1,4 @@
-"""FXSAVE, FXRSTOR, XSAVE and XRSTOR: layouts, components, faults; against the host where it has the same rules."""
+"""FXSAVE, FXRSTOR, XSAVE and XRSTOR: layouts, components, faults."""
 
 import random
 

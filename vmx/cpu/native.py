@@ -3,8 +3,8 @@
 A stub is a C function of one pointer: to a `BLOCK` that holds copies of the operands. It loads them into
 fixed host registers (ModRM.reg operand: xmm0, mm0 or rax; ModRM.rm operand: xmm1, mm1 or rcx), executes one
 fixed instruction, stores the destination and restores the host's control words. All stubs are generated at
-start-up from the instruction rows, one for each value of an imm8 operand, and then the writable mapping is closed: a
-guest chooses which stub runs, never what is in it.
+start-up from the instruction rows, one for each value of an imm8 operand, and then the writable mapping is
+closed: a guest chooses which stub runs, never what is in it.
 
 The code lies in one memfd with two mappings, so no mapping is ever writable and executable.
 """

@@ -1,8 +1,8 @@
 """MMX, SSE and SSE2: checks, operands, moves and bitwise operations here; everything else by native stubs.
 
 SDM volume 1, "Programming with Intel MMX Technology" to "Programming with SSE2"; volume 2, "Exceptions" of
-each instruction. Order: #UD (CR0.EM, CR4.OSFXSR), #NM (CR0.TS), pending #MF for MMX, then the memory operand's
-faults (with #GP for misalignment), then #XM.
+each instruction. Order: #UD (CR0.EM, CR4.OSFXSR), #NM (CR0.TS), pending #MF for MMX, then the memory
+operand's faults (with #GP for misalignment), then #XM.
 """
 
 from vmx.cpu.native import (

@@ -1,7 +1,7 @@
 """FXSAVE, FXRSTOR and the XSAVE feature set for the two state components here: x87 and SSE.
 
-SDM volume 1, "FXSAVE Area" and "Managing State Using the XSAVE Feature Set". Only the standard form of the XSAVE
-area is supported: CPUID does not report XSAVEC and XSAVES. Both components always count as in use.
+SDM volume 1, "FXSAVE Area" and "Managing State Using the XSAVE Feature Set". Only the standard form of the
+XSAVE area is supported: CPUID does not report XSAVEC and XSAVES. Both components always count as in use.
 """
 
 from vmx.cpu.operands import linear_address, plus, raise_fault
@@ -69,7 +69,7 @@ def _xmm_bytes(cpu):
 
 @compiled
 def _image(cpu, wide, area):
-    """Write the FXSAVE image. Without REX.W the pointers are 32 bits and selectors, which are deprecated: zero."""
+    """Write the FXSAVE image. Without REX.W the pointers are 32 bits, and selectors zero: deprecated."""
     copy_bytes(area, fx_address(cpu), FX_XMM + 256)
     store8(area + FX_TAGS + 1, 0)
     store32(area + FX_MXCSR_MASK, MXCSR_MASK)

@@ -2,8 +2,8 @@
 
 SDM volume 2, "Opcode Map" (two-byte map) and the instruction reference. Operands are written as there:
 V vector register in ModRM.reg, W vector register or memory in ModRM.rm, U vector register in rm; P, Q, N the
-same for MMX; G and E general registers; M memory; then the type: ps pd dq (16 bytes), q sd (8), ss d (4), w, b,
-y (4, or 8 with REX.W). Destination first. The index of a row in `ROWS` is the number that decoded instructions carry.
+same for MMX; G and E general registers; M memory; then the type: ps pd dq (16 bytes), q sd (8), ss d (4), w,
+b, y (4, or 8 with REX.W). Destination first.
 """
 
 from dataclasses import dataclass

@@ -1,8 +1,8 @@
 """x87: every instruction form of the escape opcodes D8 to DF.
 
 SDM volume 2, "Escape Opcode Instructions". Register forms are keyed by (opcode, ModRM & 0x3F), memory forms
-by (opcode, ModRM.reg). `native` forms are executed by the host's instruction; the others are about the control,
-status and tag words and the environment, which are plain data here.
+by (opcode, ModRM.reg). `native` forms are executed by the host's instruction; the others are about the
+control, status and tag words and the environment, which are plain data here.
 """
 
 from dataclasses import dataclass
@@ -113,3 +113,4 @@ def add_to(table) -> None:
                 add(opcode, "reg", low >> 3, None, data)
         else:
             add(opcode, "reg", low >> 3, low & 7, data)
+    table.add(Row("9B | FWAIT | | op=FWAIT", "FWAIT", [], OPERATION["FWAIT"], 0, 0x9B))
