@@ -3,6 +3,7 @@
 import pytest
 
 from tests.mmu.world import World
+from vmx.mmu.tlb import flush_all
 
 
 @pytest.fixture(scope="session")
@@ -14,4 +15,5 @@ def _world():
 def world(_world):
     _world.reset()
     _world.set_mode("none")
+    flush_all(_world.cpu)
     return _world

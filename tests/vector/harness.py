@@ -92,12 +92,18 @@ class Bench:
         self.control, self.mxcsr = 0x37F, 0x1F80
         assert cpu.gpr[NO_REGISTER] == 0
 
-    def step(self, code: bytes) -> int:
-        """Execute one instruction and return its status; `self.rflags` goes in and out."""
+    def raw_step(self, code: bytes) -> int:
+        """Execute what the bytes, padded with NOPs, begin with; -1 when they are no instruction, -2 another one."""
         self.code[...] = 0x90
         self.code[: len(code)] = np.frombuffer(code, np.uint8)
         status = step(self.cpu, host_address(self.decoded), host_address(self.code), self.rflags)
-        self.rflags = int(self.view["dr"][0])
+        if status != -1:
+            self.rflags = int(self.view["dr"][0])
+        return status
+
+    def step(self, code: bytes) -> int:
+        """Execute one instruction and return its status; `self.rflags` goes in and out."""
+        status = self.raw_step(code)
         assert self.cpu.cr0 == self.view["cr0"]
         if status != -1:
             assert int(self.decoded[0]["length"]) == len(code)

@@ -220,7 +220,7 @@ def _unary(cpu, d, op):
 
 @compiled
 def _extend(cpu, d, op):
-    size = source_size(op)
+    size = min(source_size(op), d.size)  # MOVSXD with a 16-bit operand size reads 16 bits
     value = read_memory(cpu, d, size) if d.src == OPERAND_MEMORY else gpr_read(cpu, d.src, size)
     if cpu.fault == 0:
         gpr_write(cpu, d.dst, d.size, extend(op, value))

@@ -3,8 +3,8 @@
 Manual: CPUID in the instruction set reference. The table says what is implemented and nothing else. Caches,
 topology and frequencies are those of the model: one package, `cpus` cores, a TSC that never stops.
 
-Layout of the table at cpu.host_cpuid: rows of six u4: leaf, subleaf (ANY: the leaf has none), EAX, EBX, ECX, EDX.
-Row 0 is a header: number of rows behind it, highest basic leaf, highest extended leaf.
+The table at cpu.host_cpuid has rows of six u4: leaf, subleaf (ANY: the leaf has none), EAX, EBX, ECX, EDX. Row 0
+is a header: number of rows behind it, highest basic leaf, highest extended leaf.
 """
 
 import numpy as np
@@ -16,7 +16,6 @@ from vmx.state.jit import compiled
 from vmx.state.processor import CR4_OSXSAVE, PROCESSOR, RAX, RBX, RCX, RDX
 from vmx.state.unit import unit
 
-
 LINEAR_ADDRESS_BITS = 48
 ANY = 0xFFFF_FFFF
 ROW = 24  # bytes
@@ -27,13 +26,13 @@ BRAND = "vmx x86-64 processor model"
 FAMILY, MODEL, STEPPING = 6, 15, 11
 
 _BASIC_ECX = {
-    "vmx": 5, "cx16": 13, "pcid": 17, "x2apic": 21, "movbe": 22, "popcnt": 23, "tsc_deadline": 24, "xsave": 26,
-    "osxsave": 27, "hypervisor": 31,
+    "vmx": 5, "cx16": 13, "pcid": 17, "x2apic": 21, "movbe": 22, "popcnt": 23, "tsc_deadline": 24,
+    "xsave": 26, "osxsave": 27, "hypervisor": 31,
 }  # fmt: skip
 _BASIC_EDX = {
-    "fpu": 0, "de": 2, "pse": 3, "tsc": 4, "msr": 5, "pae": 6, "mce": 7, "cx8": 8, "apic": 9, "sep": 11, "mtrr": 12,
-    "pge": 13, "cmov": 15, "pat": 16, "pse36": 17, "clfsh": 19, "mmx": 23, "fxsr": 24, "sse": 25, "sse2": 26,
-    "htt": 28,
+    "fpu": 0, "de": 2, "pse": 3, "tsc": 4, "msr": 5, "pae": 6, "mce": 7, "cx8": 8, "apic": 9, "sep": 11,
+    "mtrr": 12, "pge": 13, "cmov": 15, "pat": 16, "pse36": 17, "clfsh": 19, "mmx": 23, "fxsr": 24, "sse": 25,
+    "sse2": 26, "htt": 28,
 }  # fmt: skip
 _SEVEN_EBX = {"fsgsbase": 0, "tsc_adjust": 1, "smep": 7, "erms": 9, "invpcid": 10, "smap": 20}
 _SEVEN_EDX = {"spec_ctrl": 26, "arch_capabilities": 29}
@@ -120,7 +119,7 @@ def _cache_rows(cpus: int) -> list[tuple[int, ...]]:
     return rows
 
 
-# --- the instruction ------------------------------------------------------------------------------------------
+# --- the instruction ----------------------------------------------------------------------------------------
 
 
 @compiled

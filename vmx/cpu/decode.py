@@ -72,12 +72,12 @@ MAX_LENGTH = 15
 OPCODES, GROUPS, RM_LISTS, MODRM_CELLS = TABLE.opcodes, TABLE.groups, TABLE.rm_lists, TABLE.modrm_cells
 ROW_OPERATION, ROW_FLAGS, ROW_IMMEDIATE = TABLE.operation, TABLE.flags, TABLE.immediate
 ROW_CONSTANT, ROW_SIZE, ROW_KINDS = TABLE.constant, TABLE.size, TABLE.kinds
-XCHG_ROW = TABLE.xchg_row
+XCHG_ROW, ARPL_ROW = TABLE.xchg_row, TABLE.arpl_row
 OP_UD = OPERATION["UD"]
 
 
 @compiled
-def _sized(size_code, operand_bytes, rex_w):
+def _sized(size_code, operand_bytes):
     """Bytes of an operand of a size code."""
     if size_code == S_V:
         return operand_bytes
@@ -92,7 +92,7 @@ def _sized(size_code, operand_bytes, rex_w):
     if size_code == S_Z:
         return 2 if operand_bytes == 2 else 4
     if size_code == S_Y:
-        return 8 if rex_w else 4
+        return 8 if operand_bytes == 8 else 4
     if size_code == S_X:
         return 16
     return operand_bytes
@@ -203,6 +203,8 @@ def decode(d, host, available, mode):
             return TOO_LONG if i >= MAX_LENGTH else NEED_MORE
         modrm = load8(host + i)
         i += 1
+        if cell & ~3 == 0x120:
+            modrm |= 0xC0  # MOV to and from control and debug registers: the mod field is ignored
     if row >= FIRST_GROUP:
         is_register = 1 if modrm >= 0xC0 else 0
         row = GROUPS[(row - FIRST_GROUP) << 6 | mandatory << 4 | (modrm >> 3 & 7) << 1 | is_register]
@@ -210,6 +212,8 @@ def decode(d, host, available, mode):
             row = RM_LISTS[(row - FIRST_RM) << 3 | modrm & 7]
     if cell == 0x90 and rex & 1:
         row = XCHG_ROW
+    elif cell == 0x63 and mode != 2:
+        row = ARPL_ROW
     flags = ROW_FLAGS[row]
 
     d.opcode = cell
@@ -241,7 +245,7 @@ def decode(d, host, available, mode):
         elif flags & F_D64 and operand_bytes == 4:
             operand_bytes = 8
     size_code = ROW_SIZE[row]
-    d.size = operand_bytes if size_code == S_NONE else _sized(size_code, operand_bytes, rex & 8)
+    d.size = operand_bytes if size_code == S_NONE else _sized(size_code, operand_bytes)
 
     # ModRM, SIB and displacement
     base = NO_REGISTER
@@ -249,6 +253,8 @@ def decode(d, host, available, mode):
     scale = 0
     displacement = 0
     number = modrm >> 3 & 7 | (rex & 4) << 1
+    if cell == 0x8C or cell == 0x8E:
+        number &= 7  # REX.R does not extend segment registers
     default_segment = DS
     if has_modrm and modrm < 0xC0:
         mod = modrm >> 6

@@ -1,7 +1,6 @@
-"""Far transfers and segment registers: JMP, CALL, RET and IRET between segments, INT, MOV and POP of selectors.
+"""Far transfers and segment registers: JMP, CALL, RET and IRET between segments, INT, moves of selectors.
 
-Manual: the instructions' operation sections, "Far Pointer Transfers", "Call Gates", "Privilege Levels". The FAR
-group's unit is at the end.
+Manual: the instructions' operation sections, "Call Gates", "Privilege Levels". The FAR group's unit is at the end.
 """
 
 from vmx.cpu.events import software_interrupt
@@ -106,7 +105,7 @@ def _task_switch(cpu, d, selector, source):
     return task_switch(cpu, selector, source)
 
 
-# --- where a far pointer leads --------------------------------------------------------------------------------
+# --- where a far pointer leads ------------------------------------------------------------------------------
 
 
 @compiled
@@ -191,7 +190,7 @@ def _same_level(cpu, selector, raw, offset, width, is_call):
     return JUMP
 
 
-# --- call gates -----------------------------------------------------------------------------------------------
+# --- call gates ---------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -361,7 +360,7 @@ def far_transfer(cpu, d, is_call):
     return _same_level(cpu, selector, raw, offset, d.size, is_call)
 
 
-# --- returns --------------------------------------------------------------------------------------------------
+# --- returns ------------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -381,7 +380,7 @@ def _check_return_code(cpu, selector, access):
 
 @compiled
 def _return_stack(cpu, selector, cpl, to_64_bit):
-    """The checked descriptor of the stack that a return goes to; 0 for a null selector that 64-bit mode allows."""
+    """The checked descriptor of the stack that a return goes to; 0 for a null selector in 64-bit mode."""
     if selector & 0xFFFC == 0:
         if not to_64_bit or cpl == 3 or selector & 3 != cpl:
             raise_fault(cpu, GP, 0)
@@ -463,7 +462,7 @@ def far_return(cpu, d):
 
 @compiled
 def _return_flags(cpu, image, size):
-    """RFLAGS after IRET. RF is dropped: it would end with the next instruction, and nothing here looks at it."""
+    """RFLAGS after IRET. RF is dropped: the next instruction would end it, and nothing here looks at it."""
     writable = 0xFFFF & ~(FLAG_IOPL | FLAG_IF)
     if size > 2:
         writable |= FLAG_AC | 1 << 21
@@ -558,7 +557,7 @@ def interrupt_return(cpu, d):
     return status
 
 
-# --- software interrupts --------------------------------------------------------------------------------------
+# --- software interrupts ------------------------------------------------------------------------------------
 
 
 @compiled
@@ -589,7 +588,7 @@ def _bound(cpu, d):
     return raise_fault(cpu, BR, 0) if outside else OK
 
 
-# --- segment registers ----------------------------------------------------------------------------------------
+# --- segment registers --------------------------------------------------------------------------------------
 
 
 @compiled
@@ -606,7 +605,7 @@ def _mov_from_sreg(cpu, d):
 
 @compiled
 def _loaded(cpu, register):
-    """A segment register was loaded: SS blocks events for one instruction; the mode depends on some segments."""
+    """A segment register was loaded: SS blocks events for one instruction, and the privilege depends on it."""
     if register == SS:
         if cpu.shadow & SHADOW_MOV_SS == 0:
             cpu.shadow |= SHADOW_MOV_SS

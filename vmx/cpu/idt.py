@@ -162,7 +162,7 @@ def _inner_rsp(cpu, cpl, ist, external):
 
 @compiled
 def _push_long_frame(cpu, base, size, flags, back, error, cpl):
-    """SS, RSP, RFLAGS, CS, RIP and an error code (when size is 48), upwards from `base` in the opposite order."""
+    """SS, RSP, RFLAGS, CS, RIP and an error code (when size is 48), downwards to `base`."""
     rip = base + size - 40
     host = _frame_host(cpu, base, size) if cpl < 3 else 0
     if host:
@@ -286,7 +286,7 @@ def inner_stack_descriptor(cpu, selector, cpl, external):
 
 @compiled
 def _push_legacy_frame(cpu, base, width, flags, back, error, has_error, outer, cpl):
-    """EFLAGS, CS, EIP, an error code, and SS:ESP of the interrupted level (when `outer`), upwards from `base`."""
+    """SS:ESP of the interrupted level (when `outer`), EFLAGS, CS, EIP, an error code, downwards to `base`."""
     at = base
     if has_error:
         if stack_store(cpu, at, width, error, cpl):

@@ -1,7 +1,7 @@
 """Model-specific registers: which exist, what they accept; and the time-stamp counter.
 
-Manual: "Model-Specific Registers (MSRs)", "Time-Stamp Counter", "Memory Type Range Registers". A register that does
-not exist raises #GP(0). The local APIC's registers (IA32_APIC_BASE, IA32_TSC_DEADLINE, 0x800-0x8FF) are the
+Manual: "Model-Specific Registers (MSRs)", "Time-Stamp Counter", "Memory Type Range Registers". A register that
+does not exist raises #GP(0). The local APIC's registers (IA32_APIC_BASE, IA32_TSC_DEADLINE, 0x800-0x8FF) are the
 platform's: the host answers a read with two entries of the bus log, 1 and the value, or with one 0 for #GP; a
 write with one entry, 1 or 0.
 """
@@ -48,7 +48,7 @@ MICROCODE_REVISION = 0x100 << 32
 FAST_STRINGS, BTS_UNAVAILABLE, PEBS_UNAVAILABLE = 1, 1 << 11, 1 << 12
 MISC_FIXED = BTS_UNAVAILABLE | PEBS_UNAVAILABLE
 MISC_WRITABLE = FAST_STRINGS | 1 << 22 | 1 << 34  # limit CPUID, execute-disable off
-# There is no speculation in this model, so none of its side channels; branch predictors are not shared between modes.
+# IA32_ARCH_CAPABILITIES: there is no speculation in this model, so it has none of its side channels.
 NOT_VULNERABLE = sum(1 << i for i in (0, 1, 3, 4, 5, 6, 8, 13, 14, 15, 17, 20, 24, 26, 27, 62))
 
 
@@ -96,7 +96,7 @@ RESET_VALUES = {
 }
 
 
-# --- time -----------------------------------------------------------------------------------------------------
+# --- time ---------------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -115,7 +115,7 @@ def time_stamp_counter(cpu):
     return value + cpu.tsc_offset if cpu.non_root else value
 
 
-# --- RDMSR ----------------------------------------------------------------------------------------------------
+# --- RDMSR --------------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -177,7 +177,7 @@ def read_msr(cpu, index):
     return load64(PROCESSOR.address(cpu) + _PLACE[row])
 
 
-# --- WRMSR ----------------------------------------------------------------------------------------------------
+# --- WRMSR --------------------------------------------------------------------------------------------------
 
 
 @compiled

@@ -1,4 +1,4 @@
-"""Fast system calls and the FS and GS bases: SYSCALL, SYSRET, SYSENTER, SYSEXIT, SWAPGS, RDFSBASE and relatives.
+"""Fast system calls and the FS and GS bases: SYSCALL to SYSEXIT, SWAPGS, RDFSBASE and relatives.
 
 Manual: "Fast System Calls in 64-Bit Mode" and the instructions' own sections. Called by the FAR group
 (vmx.cpu.far).

@@ -1,7 +1,7 @@
 """System instructions: control and debug registers, MSRs, time, halting, TLB and cache management, CPUID.
 
-Manual: the instructions' sections, "Control Registers", "Relative Priority of Faults and VM Exits" (#UD and faults by
-privilege come first, then the VM exit, then everything else).
+Manual: the instructions' sections, "Control Registers", "Relative Priority of Faults and VM Exits" (#UD and
+faults by privilege come first, then the VM exit, then everything else).
 """
 
 from vmx.cpu.cpuid import cpuid
@@ -70,13 +70,13 @@ from vmx.virt.reasons import ExitReason
 MASK32 = 0xFFFF_FFFF
 TASK_PRIORITY = int(Stop.TASK_PRIORITY)
 (
-    X_CPUID, X_HLT, X_INVD, X_INVLPG, X_RDPMC, X_RDTSC, X_RDTSCP, X_VMCALL, X_CR, X_DR, X_RDMSR, X_WRMSR, X_MWAIT,
-    X_MONITOR, X_PAUSE, X_WBINVD, X_XSETBV, X_INVPCID,
+    X_CPUID, X_HLT, X_INVD, X_INVLPG, X_RDPMC, X_RDTSC, X_RDTSCP, X_VMCALL, X_CR, X_DR, X_RDMSR, X_WRMSR,
+    X_MWAIT, X_MONITOR, X_PAUSE, X_WBINVD, X_XSETBV, X_INVPCID,
 ) = (
     int(reason) for reason in (
-        ExitReason.CPUID, ExitReason.HLT, ExitReason.INVD, ExitReason.INVLPG, ExitReason.RDPMC, ExitReason.RDTSC,
-        ExitReason.RDTSCP, ExitReason.VMCALL, ExitReason.CR_ACCESS, ExitReason.DR_ACCESS, ExitReason.RDMSR,
-        ExitReason.WRMSR, ExitReason.MWAIT, ExitReason.MONITOR, ExitReason.PAUSE, ExitReason.WBINVD,
+        ExitReason.CPUID, ExitReason.HLT, ExitReason.INVD, ExitReason.INVLPG, ExitReason.RDPMC,
+        ExitReason.RDTSC, ExitReason.RDTSCP, ExitReason.VMCALL, ExitReason.CR_ACCESS, ExitReason.DR_ACCESS,
+        ExitReason.RDMSR, ExitReason.WRMSR, ExitReason.MWAIT, ExitReason.MONITOR, ExitReason.PAUSE, ExitReason.WBINVD,
         ExitReason.XSETBV, ExitReason.INVPCID,
     )
 )  # fmt: skip
@@ -115,7 +115,7 @@ def register_size(cpu):
     return 8 if cpu.code_mode == 2 else 4
 
 
-# --- CR0, CR3, CR4, CR8 ---------------------------------------------------------------------------------------
+# --- CR0, CR3, CR4, CR8 -------------------------------------------------------------------------------------
 
 
 @compiled
@@ -297,7 +297,7 @@ def _lmsw(cpu, d):
     return write_cr0(cpu, conditions.cr0_write_value(cpu, wanted))
 
 
-# --- debug registers ------------------------------------------------------------------------------------------
+# --- debug registers ----------------------------------------------------------------------------------------
 
 
 @compiled
@@ -360,7 +360,7 @@ def _mov_to_dr(cpu, d):
     return OK
 
 
-# --- MSRs and counters ----------------------------------------------------------------------------------------
+# --- MSRs and counters --------------------------------------------------------------------------------------
 
 
 @compiled
@@ -412,7 +412,7 @@ def _rdpmc(cpu, d):
     return raise_fault(cpu, GP, 0)
 
 
-# --- translations, interrupt flag, halting --------------------------------------------------------------------
+# --- translations, interrupt flag, halting ------------------------------------------------------------------
 
 
 @compiled
@@ -507,7 +507,7 @@ def _hlt(cpu, d):
 
 @compiled
 def _monitor(cpu, d):
-    """MONITOR: CPUID does not report it, yet hypervisors may intercept it. The address is read; nothing is armed."""
+    """MONITOR: CPUID does not report it, yet hypervisors may intercept it. Nothing is armed."""
     if cpu.cpl != 0:
         return raise_fault(cpu, UD, 0)
     if conditions.monitor_exits(cpu):
@@ -539,7 +539,7 @@ def _cache(cpu, d, reason, exits):
     return OK
 
 
-# --- extended control register --------------------------------------------------------------------------------
+# --- extended control register ------------------------------------------------------------------------------
 
 
 @compiled
@@ -567,7 +567,7 @@ def _xgetbv(cpu, d):
     return OK
 
 
-# --- VMX ------------------------------------------------------------------------------------------------------
+# --- VMX ----------------------------------------------------------------------------------------------------
 
 
 @compiled
@@ -580,7 +580,7 @@ def _vmcall(cpu, d):
 
 @compiled
 def _vmx_instruction(cpu, d):
-    """The other VMX instructions: they exit from non-root operation; in root operation they are not there yet."""
+    """The other VMX instructions: they exit from non-root operation; in root operation they are not there."""
     wrong_mode = cpu.cr0 & CR0_PE == 0 or cpu.long_mode and cpu.code_mode != 2
     if cpu.non_root == 0 or wrong_mode:
         return raise_fault(cpu, UD, 0)

@@ -492,10 +492,6 @@ def _commit(cpu, d, area, memory):
     if memory:
         store64(fx + FX_DP, effective_address(cpu, d))
     summarize(cpu)
-    # the stub's image holds the host's pointers
-    store16(area + FX_OPCODE, 0)
-    store64(area + FX_IP, 0)
-    store64(area + FX_DP, 0)
 
 
 @compiled
@@ -519,6 +515,9 @@ def _by_stub(cpu, d, opcode, stub):
     arguments = BLOCK.at(block)
     arguments.flags = status_flags(cpu) | 2
     call1(stub, block)
+    store16(area + FX_OPCODE, 0)  # what the host saved about its own instruction is nobody's business
+    store64(area + FX_IP, 0)
+    store64(area + FX_DP, 0)
     if writes:
         unmasked = load16(area + FX_STATUS) & ~load16(area + FX_CONTROL) & PREVENTS_STORE
         if unmasked == 0:

@@ -195,16 +195,16 @@ TWO_BYTE = """
 0F 01 /4 | SMSW | Ev |
 0F 01 /6 | LMSW | Ew | end
 0F 01 /7 mem | INVLPG | Mb | end
-0F 01 /0 reg rm=1 | VMCALL | | end
-0F 01 /0 reg rm=2 | VMLAUNCH | | op=VMX_OTHER value=20 end
-0F 01 /0 reg rm=3 | VMRESUME | | op=VMX_OTHER value=24 end
-0F 01 /0 reg rm=4 | VMXOFF | | op=VMX_OTHER value=26 end
-0F 01 /1 reg rm=0 | MONITOR | | end
-0F 01 /1 reg rm=1 | MWAIT | | end
-0F 01 /1 reg rm=2 | CLAC | | end
-0F 01 /1 reg rm=3 | STAC | | end
-0F 01 /2 reg rm=0 | XGETBV | |
-0F 01 /2 reg rm=1 | XSETBV | | end
+NP 0F 01 /0 reg rm=1 | VMCALL | | end
+NP 0F 01 /0 reg rm=2 | VMLAUNCH | | op=VMX_OTHER value=20 end
+NP 0F 01 /0 reg rm=3 | VMRESUME | | op=VMX_OTHER value=24 end
+NP 0F 01 /0 reg rm=4 | VMXOFF | | op=VMX_OTHER value=26 end
+NP 0F 01 /1 reg rm=0 | MONITOR | | end
+NP 0F 01 /1 reg rm=1 | MWAIT | | end
+NP 0F 01 /1 reg rm=2 | CLAC | | end
+NP 0F 01 /1 reg rm=3 | STAC | | end
+NP 0F 01 /2 reg rm=0 | XGETBV | |
+NP 0F 01 /2 reg rm=1 | XSETBV | | end
 0F 01 /7 reg rm=0 | SWAPGS | | o64 end
 0F 01 /7 reg rm=1 | RDTSCP | | end
 0F 02 /r | LAR | Gv,Ew |
@@ -224,10 +224,10 @@ TWO_BYTE = """
 0F 1C /r | NOP | Ev |
 0F 1D /r | NOP | Ev |
 0F 1E /r | NOP | Ev |
-0F 20 /r | MOV | Ry,Cy | op=MOV_FROM_CR end
-0F 21 /r | MOV | Ry,Dy | op=MOV_FROM_DR end
-0F 22 /r | MOV | Cy,Ry | op=MOV_TO_CR end
-0F 23 /r | MOV | Dy,Ry | op=MOV_TO_DR end
+0F 20 /r | MOV | Ry,Cy | op=MOV_FROM_CR f64 end
+0F 21 /r | MOV | Ry,Dy | op=MOV_FROM_DR f64 end
+0F 22 /r | MOV | Cy,Ry | op=MOV_TO_CR f64 end
+0F 23 /r | MOV | Dy,Ry | op=MOV_TO_DR f64 end
 0F 30 | WRMSR | | end
 0F 31 | RDTSC | | end
 0F 32 | RDMSR | | end
@@ -235,8 +235,8 @@ TWO_BYTE = """
 0F 34 | SYSENTER | | end
 0F 35 | SYSEXIT | v | end
 0F 40+c /r | CMOV | Gv,Ev |
-NP 0F 78 /r | VMREAD | Ey,Gy | op=VMX_OTHER value=23 end
-NP 0F 79 /r | VMWRITE | Gy,Ey | op=VMX_OTHER value=25 end
+NP 0F 78 /r | VMREAD | Ey,Gy | op=VMX_OTHER value=23 f64 end
+NP 0F 79 /r | VMWRITE | Gy,Ey | op=VMX_OTHER value=25 f64 end
 0F 80+c | JCC | Jz | f64 end
 0F 90+c /r | SETCC | Eb |
 0F A0 | PUSH | FS | op=PUSH_SREG value=4 d64
@@ -282,7 +282,7 @@ F3 0F B8 /r | POPCNT | Gv,Ev |
 0F BF /r | MOVSX | Gv,Ew | op=MOVSX_W
 0F C0 /r | XADD | Eb,Gb | lock
 0F C1 /r | XADD | Ev,Gv | lock
-0F C3 /r mem | MOVNTI | Ey,Gy | op=MOV
+NP 0F C3 /r mem | MOVNTI | Ey,Gy | op=MOV
 0F C7 /1 mem | CMPXCHG8B | Mdq | lock
 NP 0F C7 /6 mem | VMPTRLD | Mq | op=VMX_OTHER value=21 end
 NP 0F C7 /7 mem | VMPTRST | Mq | op=VMX_OTHER value=22 end
@@ -293,11 +293,13 @@ F3 0F C7 /6 mem | VMXON | Mq | op=VMX_OTHER value=27 end
 """
 
 THREE_BYTE = """
-0F 38 F0 /r mem | MOVBE | Gv,Ev |
-0F 38 F1 /r mem | MOVBE | Ev,Gv |
-66 0F 38 80 /r mem | INVEPT | Gy,M | op=VMX_OTHER value=50 end
-66 0F 38 81 /r mem | INVVPID | Gy,M | op=VMX_OTHER value=53 end
-66 0F 38 82 /r mem | INVPCID | Gy,M | end
+NP 0F 38 F0 /r mem | MOVBE | Gv,Ev |
+NP 0F 38 F1 /r mem | MOVBE | Ev,Gv |
+66 0F 38 F0 /r mem | MOVBE | Gv,Ev |
+66 0F 38 F1 /r mem | MOVBE | Ev,Gv |
+66 0F 38 80 /r mem | INVEPT | Gy,M | op=VMX_OTHER value=50 f64 end
+66 0F 38 81 /r mem | INVVPID | Gy,M | op=VMX_OTHER value=53 f64 end
+66 0F 38 82 /r mem | INVPCID | Gy,M | f64 end
 """
 
 

@@ -157,7 +157,8 @@ def parse(text: str) -> Row:
             row.immediate = I_MOFFS
         elif operand == "1":
             row.constant, row.immediate = 1, I_CONST
-        if row.size == S_NONE and size not in (S_NONE, S_X) and not (kind == K_DX):
+        # the operand size is that of a register or memory operand: immediates have their own
+        if row.size == S_NONE and size not in (S_NONE, S_X) and kind not in (K_DX, K_IMM, K_REL):
             row.size = size
         if kind in (K_CREG, K_DREG):
             row.size = S_Y
@@ -190,6 +191,8 @@ class Table:
             for opcode in _expand(row):
                 if row.register and opcode == 0x90 and row.map == 0:
                     continue  # 90 is NOP; the decoder turns 90 with REX.B into XCHG
+                if row.mnemonic == "ARPL":
+                    continue  # 63 is MOVSXD; the decoder turns it into ARPL outside 64-bit mode
                 by_opcode.setdefault(row.map << 8 | opcode, []).append(row)
         groups, lists = [np.zeros(64, np.int64)], []
         for cell, rows in by_opcode.items():
@@ -216,6 +219,7 @@ class Table:
         self.kinds = kinds.reshape(-1)
         first_xchg = next(r for r in self.rows if r.mnemonic == "XCHG" and r.register)
         self.xchg_row = first_xchg.number
+        self.arpl_row = next(r for r in self.rows if r.mnemonic == "ARPL").number
 
     @staticmethod
     def _group(rows, lists):

@@ -65,7 +65,7 @@ class Platform:
             "debug_exit": DebugExit(pins.debug_exit),
             "debug_console": DebugConsole(pins.serial_output),
             "post_code": PostCode(),
-            "vga": Vga(),
+            "vga": Vga(clock),
         }
         for name, device in self.devices.items():
             self.ports.attach_device(device, name)

@@ -17,7 +17,7 @@ exist, which the manual allows, as it allows to invalidate more than was asked f
 import numpy as np
 
 from vmx.mmu.physical import CODE, DIRTY, ram_offset
-from vmx.state.bits import shr
+from vmx.state.bits import shr, signed
 from vmx.state.jit import compiled
 from vmx.state.memory import load8, store8
 from vmx.state.processor import CR4_PCIDE, PROCESSOR
@@ -61,6 +61,7 @@ LARGE_PAGES = struct("LargePages", [("bits", "u8", (LARGE_PAGE_WORDS,))])
 
 # a context's key: 15:0 VPID, 27:16 PCID, 28 global, 43:32 control bits (see _controls)
 _KEY_VPID, _KEY_PCID, _KEY_GLOBAL = 0xFFFF, 0xFFF << 16, 1 << 28
+_SPREAD = signed(0x9E37_79B9_7F4A_7C15)  # 2**64 over the golden ratio: its multiples lie far apart
 _EP4TA = 0x000F_FFFF_FFFF_F000
 PAGE_MASK = ~0xFFF
 
@@ -109,7 +110,7 @@ def _slot(cpu, number):
 @compiled
 def _context_of(cpu, key):
     """The number of the context (key, current EPTP), a new one when it is not remembered."""
-    first = key ^ shr(key, 16) * 5 ^ shr(key, 28) * 3 ^ shr(cpu.eptp, 12)
+    first = shr((key + shr(cpu.eptp, 12) * 0x1F1F_1F1F) * _SPREAD, 50)
     for i in range(PROBES):
         slot = _slot(cpu, first + i)
         if slot.key == key and slot.eptp == cpu.eptp and slot.context != 0:

@@ -34,7 +34,7 @@ def violations(vmcs, cpu=None) -> list[Check]:
         area(cpu, address)
     words = VMCS.view(address).violations
     bits = sum((int(words[i]) & (1 << 64) - 1) << 64 * i for i in range(VIOLATION_WORDS))
-    return [check for number, check in CHECKS.items() if bits >> number & 1]
+    return [CHECKS[number] for number in sorted(CHECKS) if bits >> number & 1]
 
 
 def explain(number: int, vmcs) -> str:
