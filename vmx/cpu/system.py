@@ -76,8 +76,8 @@ TASK_PRIORITY = int(Stop.TASK_PRIORITY)
     int(reason) for reason in (
         ExitReason.CPUID, ExitReason.HLT, ExitReason.INVD, ExitReason.INVLPG, ExitReason.RDPMC,
         ExitReason.RDTSC, ExitReason.RDTSCP, ExitReason.VMCALL, ExitReason.CR_ACCESS, ExitReason.DR_ACCESS,
-        ExitReason.RDMSR, ExitReason.WRMSR, ExitReason.MWAIT, ExitReason.MONITOR, ExitReason.PAUSE, ExitReason.WBINVD,
-        ExitReason.XSETBV, ExitReason.INVPCID,
+        ExitReason.RDMSR, ExitReason.WRMSR, ExitReason.MWAIT, ExitReason.MONITOR, ExitReason.PAUSE,
+        ExitReason.WBINVD, ExitReason.XSETBV, ExitReason.INVPCID,
     )
 )  # fmt: skip
 
