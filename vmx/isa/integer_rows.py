@@ -282,7 +282,6 @@ F3 0F B8 /r | POPCNT | Gv,Ev |
 0F BF /r | MOVSX | Gv,Ew | op=MOVSX_W
 0F C0 /r | XADD | Eb,Gb | lock
 0F C1 /r | XADD | Ev,Gv | lock
-NP 0F C3 /r mem | MOVNTI | Ey,Gy | op=MOV
 0F C7 /1 mem | CMPXCHG8B | Mdq | lock
 NP 0F C7 /6 mem | VMPTRLD | Mq | op=VMX_OTHER value=21 end
 NP 0F C7 /7 mem | VMPTRST | Mq | op=VMX_OTHER value=22 end
