@@ -93,7 +93,7 @@ class Bench:
         assert cpu.gpr[NO_REGISTER] == 0
 
     def raw_step(self, code: bytes) -> int:
-        """Execute what the bytes, padded with NOPs, begin with; -1 when they are no instruction, -2 another one."""
+        """Execute what the bytes, padded with NOPs, begin with; -1: no instruction, -2: not one of ours."""
         self.code[...] = 0x90
         self.code[: len(code)] = np.frombuffer(code, np.uint8)
         status = step(self.cpu, host_address(self.decoded), host_address(self.code), self.rflags)
