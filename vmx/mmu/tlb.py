@@ -299,7 +299,7 @@ def drop_write_tags(cpu, physical):
     return 0
 
 
-@compiled
+@unit(PROCESSOR, "i64")
 def code_page(cpu, physical):
     """A RAM page holds decoded instructions now: stores to it must be noticed."""
     flags_at = cpu.host_page_flags + shr(ram_offset(cpu, physical), 12)
@@ -308,3 +308,4 @@ def code_page(cpu, physical):
         store8(flags_at, flags | CODE)
         if flags & DIRTY:  # write tags exist only for dirty pages
             drop_write_tags(cpu, physical)
+    return 0
