@@ -59,9 +59,9 @@ def test_result(row, bench, unicorn):
         bench.rflags = 2
         bench.mxcsr = 0x1F80 | rng.getrandbits(2) << 13
         for i in range(8):
-            bench.gpr[i], bench.xmm[i] = quadword(rng), (quadword(rng), quadword(rng))
+            bench.gpr[i], bench.xmm[i] = quadword(rng), (number(rng, row), number(rng, row))
         bench.gpr[RSI] = OPERAND
-        bench.memory[OPERAND : OPERAND + 16].view("u8")[...] = quadword(rng), quadword(rng)
+        bench.memory[OPERAND : OPERAND + 16].view("u8")[...] = number(rng, row), number(rng, row)
         for i in range(8):
             unicorn.reg_write(GPR[i], int(bench.gpr[i]))
             unicorn.reg_write(XMM[i], int(bench.xmm[i][0]) | int(bench.xmm[i][1]) << 64)
