@@ -134,7 +134,7 @@ def vmx_msr(index):
 
 
 def allowed(word_name: str) -> tuple[int, int]:
-    """The bits of a control word that must be 1 and those that may be 1, by the TRUE MSR where there is one."""
+    """The bits of a control word that must be 1 and that may be 1, by the TRUE MSR where there is one."""
     word = WORDS[word_name]
     value = unsigned(CAPABILITIES[word.true_msr or word.msr])
     return value & 0xFFFF_FFFF, value >> 32

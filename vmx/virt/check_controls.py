@@ -1,7 +1,7 @@
 """VM-entry checks on the VMX controls: the first group, which fails with VM-instruction error 7.
 
-Manual: "Checks on VMX Controls". A control that is not modelled cannot be 1, which the checks of reserved bits
-say; so the manual's checks of what such a control needs do not appear.
+Manual: "Checks on VMX Controls". A control that is not modelled cannot be 1, which the checks of reserved
+bits say; so the manual's checks of what such a control needs do not appear.
 """
 
 from vmx.state.bits import shr
@@ -90,7 +90,7 @@ INJECTION_VECTOR = _check(
 INJECTION_ERROR_CODE = _check(
     "injection_deliver_error_code",
     "vm_entry_interruption_info",
-    "must have bit 11 (deliver error code) exactly for hardware exceptions with an error code in protected mode",
+    "must have bit 11 (deliver error code) exactly for exceptions with an error code in protected mode",
 )
 INJECTION_RESERVED = _check("injection_reserved", "vm_entry_interruption_info", "must be 0 in bits 30:12")
 ERROR_CODE_RESERVED = _check(

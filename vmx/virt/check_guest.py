@@ -338,7 +338,7 @@ def _wrong_pdpte(entry):
 
 @compiled
 def _check_pdptes(vmcs):
-    """PAE paging with EPT takes them from the VMCS; without EPT VM entry reads them from memory and checks there."""
+    """With EPT they come from the VMCS; without it VM entry reads them from memory and checks there."""
     pae = vmcs.guest_cr0 & CR0_PG and vmcs.guest_cr4 & CR4_PAE
     if not pae or vmcs.vm_entry_controls & IA32E_MODE_GUEST:
         return

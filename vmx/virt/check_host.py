@@ -1,7 +1,7 @@
 """VM-entry checks on the host-state area: the second group, which fails with VM-instruction error 8.
 
-Manual: "Checks on Host Control Registers, MSRs, and SSP", "Checks on Host Segment and Descriptor-Table Registers",
-"Checks Related to Address-Space Size".
+Manual: "Checks on Host Control Registers, MSRs, and SSP", "Checks on Host Segment and Descriptor-Table
+Registers", "Checks Related to Address-Space Size".
 """
 
 from vmx.state.bits import shr
@@ -76,9 +76,7 @@ PCIDE_IN_NARROW_HOST = _check(
 RIP_IN_NARROW_HOST = _check(
     "host_rip_32bit", "host_rip", 'must be 0 in bits 63:32 while "host address-space size" is 0'
 )
-PAE_IN_WIDE_HOST = _check(
-    "host_cr4_pae", "host_cr4", 'must have PAE set while "host address-space size" is 1'
-)
+PAE_IN_WIDE_HOST = _check("host_cr4_pae", "host_cr4", 'must have PAE set with "host address-space size" 1')
 RIP_IN_WIDE_HOST = _check("host_rip_canonical", "host_rip", _CANONICAL)
 
 _SELECTOR_OFFSETS, _SELECTOR_COUNT = VMCS.offset("host_es_selector"), len(_SELECTORS)

@@ -1,9 +1,10 @@
 """The table of VM-entry checks, and how compiled code records that one of them is violated.
 
-Manual: chapter "VM Entries", "Checks on VMX Controls and Host-State Area" and "Checking and Loading Guest State".
-The modules check_controls, check_host and check_guest declare the checks in the manual's order, each beside the code
-that tests it. A check's number is its bit in the bitmap `vmcs.violations`: 64 numbers for controls, 64 for the host
-state, the rest for the guest state, so "the first violated check" is the lowest bit.
+Manual: chapter "VM Entries", "Checks on VMX Controls and Host-State Area" and "Checking and Loading Guest
+State". The modules check_controls, check_host and check_guest declare the checks in the manual's order,
+each beside the code that tests it. A check's number is its bit in the bitmap `vmcs.violations`: 64 numbers
+for controls, 64 for the host state, the rest for the guest state, so "the first violated check" is the
+lowest bit.
 """
 
 from typing import NamedTuple

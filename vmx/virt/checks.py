@@ -1,7 +1,7 @@
 """VM-entry checks for people: which checks a VMCS violates, and a sentence about each.
 
-The checks themselves are compiled (check_controls, check_host, check_guest); VM entry and this linter run the same
-code. A check is known by its number, the bit of the bitmap `vmcs.violations`.
+The checks themselves are compiled (check_controls, check_host, check_guest); VM entry and this linter run
+the same code. A check is known by its number, the bit of the bitmap `vmcs.violations`.
 """
 
 from vmx.state.processor import PROCESSOR, new_record
@@ -23,7 +23,7 @@ _CONTROL_FIELDS = {word.field: name for name, word in WORDS.items()}
 def violations(vmcs, cpu=None) -> list[Check]:
     """All checks that a VMCS violates, in the manual's order.
 
-    `cpu` (view or address) is the processor that would enter; without one, a 64-bit host without memory is meant.
+    `cpu` (view or address) would enter; without one, a 64-bit host without memory is meant.
     """
     address = vmcs_address(vmcs)
     if cpu is None:

@@ -1,8 +1,9 @@
-"""Which instructions and events cause VM exits: the decisions, and the exit qualifications that go with them.
+"""Which instructions and events cause VM exits: the decisions, and the exit qualifications that go with
+them.
 
-Manual: "VM Exits" in the chapter "VMX Non-Root Operation", "Exit Qualification". Nothing exits in root operation:
-the copies of the controls in the processor record are zero there. What the guest reads from and writes to CR0
-and CR4 through guest/host masks is here too.
+Manual: "VM Exits" in the chapter "VMX Non-Root Operation", "Exit Qualification". Nothing exits in root
+operation: the copies of the controls in the processor record are zero there. What the guest reads from and
+writes to CR0 and CR4 through guest/host masks is here too.
 """
 
 from vmx.mmu.physical import host_of
@@ -186,7 +187,7 @@ def _bitmap_bit(cpu, physical, index):
 
 @compiled
 def io_exits(cpu, port, size):
-    """An I/O instruction on `size` ports from `port`. An access that wraps around 0xFFFF exits with bitmaps."""
+    """An I/O instruction on `size` ports from `port`. With bitmaps, wrapping around 0xFFFF exits."""
     if cpu.primary_controls & USE_IO_BITMAPS == 0:
         return _flag(cpu.primary_controls, UNCONDITIONAL_IO_EXITING)
     if port + size > 0x10000:
@@ -230,7 +231,7 @@ def wrmsr_exits(cpu, index):
 
 @compiled
 def exception_exits(cpu, vector, error):
-    """An exception exits by its bit in the exception bitmap; for #PF, error-code mask and match may invert it."""
+    """An exception exits by its bit in the bitmap; for #PF, error-code mask and match may invert it."""
     chosen = shr(cpu.exception_bitmap, vector) & 1
     if vector == PF and cpu.non_root:
         vmcs = VMCS.at(cpu.host_vmcs)

@@ -1,7 +1,8 @@
 """The VMX control words: the manual's names of their bits, and which of them are modelled.
 
-Manual: "VM-Execution Control Fields", "VM-Exit Control Fields", "VM-Entry Control Fields". A constant holds the
-bit itself. Names that several words share begin with the word (EXIT_LOAD_IA32_PAT, ENTRY_LOAD_IA32_PAT).
+Manual: "VM-Execution Control Fields", "VM-Exit Control Fields", "VM-Entry Control Fields". A constant holds
+the bit itself. Names that several words share begin with the word (EXIT_LOAD_IA32_PAT,
+ENTRY_LOAD_IA32_PAT).
 """
 
 import difflib

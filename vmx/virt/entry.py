@@ -1,8 +1,8 @@
 """VM entry: check the VMCS, load the guest, stage the event to inject.
 
-Manual: chapter "VM Entries". VMLAUNCH, VMRESUME and the Python hypervisor all enter here; the launch state and the
-blocking by MOV SS that the two instructions look at are theirs. An injected event is left in `cpu.vectoring_info`
-with `cpu.has_injected`: the processor delivers it before the first instruction.
+Manual: chapter "VM Entries". VMLAUNCH, VMRESUME and the Python hypervisor all enter here; the launch state
+and the blocking by MOV SS that the two instructions look at are theirs. An injected event is left in
+`cpu.vectoring_info` with `cpu.has_injected`: the processor delivers it before the first instruction.
 """
 
 from vmx.mmu.mode import load_pdptes, update_mode

@@ -1,7 +1,7 @@
 """VM exit: record why, save the guest, load the host.
 
-Manual: chapter "VM Exits". The cause is staged in `cpu.exit_*` and `cpu.vectoring_*` by whoever calls; `cpu.rip`
-is what the guest's RIP field receives, so trap-like exits have advanced it.
+Manual: chapter "VM Exits". The cause is staged in `cpu.exit_*` and `cpu.vectoring_*` by whoever calls;
+`cpu.rip` is what the guest's RIP field receives, so trap-like exits have advanced it.
 """
 
 from vmx.mmu.bus import forget_bus_answers

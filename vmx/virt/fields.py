@@ -1,12 +1,12 @@
 """The VMCS region and its fields: encodings, slots, and what VMREAD and VMWRITE may do with them.
 
-Manual: "VMCS Layout" and the appendix "Field Encoding in VMCS". vmcs_fields.tsv beside this file lists the fields;
-whatever the encoding already says (width, type, access) is computed from it, and the list is only checked against
-that. Every field has a slot of eight bytes, in the order of encodings, so that the fields of ES, CS ... TR lie
-beside each other.
+Manual: "VMCS Layout" and the appendix "Field Encoding in VMCS". vmcs_fields.tsv beside this file lists the
+fields; whatever the encoding already says (width, type, access) is computed from it, and the list is only
+checked against that. Every field has a slot of eight bytes, in the order of encodings, so that the fields
+of ES, CS ... TR lie beside each other.
 
-Compiled code reads `VMCS.at(cpu.host_vmcs).guest_rip`; a hypervisor uses `vmread` and `vmwrite`, which truncate
-and refuse as the instructions do.
+Compiled code reads `VMCS.at(cpu.host_vmcs).guest_rip`; a hypervisor uses `vmread` and `vmwrite`, which
+truncate and refuse as the instructions do.
 """
 
 import csv
@@ -92,7 +92,7 @@ HIGHEST_INDEX = max(encoding >> 1 & 0x1FF for encoding in FIELDS)
 
 # --- compiled look-up ---------------------------------------------------------------------------------------
 
-# A dense table by width, type and the low five bits of the index. Entry: offset, width code << 16, read-only << 18.
+# A dense table by width, type and index (five bits). Entry: offset, width code << 16, read-only << 18.
 _INDEX_BITS = 5
 _WIDTH_SHIFT, _READ_ONLY = 16, 1 << 18
 
@@ -119,7 +119,7 @@ _HIGH = 1  # bit 0 of an encoding: the high half of a 64-bit field
 
 @compiled
 def field_slot(encoding):
-    """The table entry of an encoding (low 16 bits: offset of the slot), or 0 for a field that does not exist."""
+    """The table entry of an encoding (15:0 offset of the slot), or 0 for a field that does not exist."""
     if encoding & _UNUSED_ENCODING_BITS:
         return 0
     entry = FIELD_TABLE[(encoding >> 6 & 0x180) | (encoding >> 5 & 0x60) | (encoding >> 1 & 0x1F)]

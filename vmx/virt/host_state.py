@@ -130,7 +130,7 @@ def vmx_abort(cpu, indicator):
 
 @unit(PROCESSOR)
 def load_host_state(cpu):
-    """Leave non-root operation with the state of the VMCS's host-state area. Returns 0, or STOP after a VMX abort."""
+    """Leave non-root operation with the host state of the VMCS. Returns 0, or STOP after a VMX abort."""
     vmcs = VMCS.at(cpu.host_vmcs)
     wide = vmcs.vm_exit_controls & HOST_ADDRESS_SPACE_SIZE
     tagged = cpu.secondary_controls & ENABLE_VPID

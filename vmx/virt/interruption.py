@@ -1,7 +1,8 @@
 """Interruption information: the format that VM-entry, VM-exit and IDT-vectoring information share.
 
-Manual: "VM-Entry Controls for Event Injection", "Information for VM Exits Due to Vectored Events". 7:0 vector,
-10:8 type, 11 error code valid (or to be delivered), 12 NMI unblocking due to IRET (exits only), 31 valid.
+Manual: "VM-Entry Controls for Event Injection", "Information for VM Exits Due to Vectored Events". 7:0
+vector, 10:8 type, 11 error code valid (or to be delivered), 12 NMI unblocking due to IRET (exits only), 31
+valid.
 """
 
 from vmx.state.jit import compiled

@@ -1,7 +1,8 @@
-"""The MSR areas of a VMCS: lists of 16-byte entries (index, reserved, value) stored and loaded around VM exits.
+"""The MSR areas of a VMCS: lists of 16-byte entries (index, reserved, value) stored and loaded around VM
+exits.
 
-Manual: "VM-Exit Controls for MSRs", "Loading MSRs", "Saving MSRs". MSRs that are plain state of the processor record
-can be listed; any other one fails, which the manual leaves to the model.
+Manual: "VM-Exit Controls for MSRs", "Loading MSRs", "Saving MSRs". MSRs that are plain state of the
+processor record can be listed; any other one fails, which the manual leaves to the model.
 """
 
 import numpy as np
@@ -110,4 +111,5 @@ def msr_entry_text(vmcs, number: int) -> str:
         return f"the list has more than {MSR_LIST_MAXIMUM} entries"
     known = ", ".join(f"{index:#x}" for index, _, _ in _MSRS)
     where = f"entry {number} at physical address {area + ENTRY_SIZE * (number - 1):#x}"
-    return f"{where} is outside RAM, names an MSR that cannot be listed, or holds a value that WRMSR would refuse (MSRs that can be listed: {known})"
+    wrong = "is outside RAM, names an MSR that cannot be listed, or holds a value that WRMSR would refuse"
+    return f"{where} {wrong} (MSRs that can be listed: {known})"

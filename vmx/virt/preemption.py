@@ -1,7 +1,9 @@
-"""The VMX-preemption timer in instructions: its value counts TSC / 2^5, the run loop counts retired instructions.
+"""The VMX-preemption timer in instructions: its value counts TSC / 2^5, the run loop counts retired
+instructions.
 
-Manual: "VMX-Preemption Timer". Virtual time is retired instructions times `ns_per_instruction`. Whoever moves
-time forward without retiring instructions (HLT) must bring `cpu.preemption_deadline` forward by as much.
+Manual: "VMX-Preemption Timer". Virtual time is retired instructions times `ns_per_instruction`. Whoever
+moves time forward without retiring instructions (HLT) must bring `cpu.preemption_deadline` forward by as
+much.
 """
 
 from vmx.state.bits import udiv, ule, urem

@@ -1,7 +1,9 @@
-"""Building a VMCS for the Python hypervisor: control words by name, host state, and a guest's initial state.
+"""Building a VMCS for the Python hypervisor: control words by name, host state, and a guest's initial
+state.
 
-The default takes only the exits that a platform needs: external interrupts, HLT, I/O, MSRs (by bitmap when there is
-one) and the task priority; CPUID and XSETBV exit always. Everything else is one name in `controls`.
+The default takes only the exits that a platform needs: external interrupts, HLT, I/O, MSRs (by bitmap when
+there is one) and the task priority; CPUID and XSETBV exit always. Everything else is one name in
+`controls`.
 """
 
 from collections.abc import Mapping
@@ -31,7 +33,7 @@ PAT_RESET = 0x0007_0406_0007_0406
 DR7_RESET = 0x400
 SEGMENTS = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr")
 
-# What the Python hypervisor's VMCS says where exits go: no code is there, the run loop returns to Python instead.
+# Where exits go in the Python hypervisor's VMCS: no code is there, the run loop returns to Python.
 HOST_RIP = 0xFFFF_FFFF_8000_0000
 HOST_STATE = {
     "host_cr0": CR0_PG | CR0_WP | CR0_NE | CR0_ET | CR0_MP | CR0_PE,
@@ -76,7 +78,7 @@ def ept_pointer(root: int, *, accessed_dirty: bool = False) -> int:
 
 
 def control_words(names: Mapping[str, bool]) -> dict[str, int]:
-    """The control words, by VMCS field, in which the named controls are 1 or 0 and all others as small as possible.
+    """The control words, by VMCS field: the named controls are 1 or 0, all others as small as possible.
 
     Raises ConfigurationError for a name that does not exist or a value that the capability MSRs do not allow.
     """
@@ -109,8 +111,9 @@ def configure(
 ) -> None:
     """Write the control fields and the host state of the Python hypervisor.
 
-    Addresses are physical. Without `io_bitmaps` every I/O instruction exits, without `msr_bitmaps` every RDMSR and
-    WRMSR. `controls` switches controls by name (vmx.virt.controls) over the default. Raises ConfigurationError.
+    Addresses are physical. Without `io_bitmaps` every I/O instruction exits, without `msr_bitmaps` every
+    RDMSR and WRMSR. `controls` switches controls by name (vmx.virt.controls) over the default.
+    Raises ConfigurationError.
     """
     chosen = dict.fromkeys(DEFAULT_CONTROLS, True)
     chosen["USE_IO_BITMAPS" if io_bitmaps else "UNCONDITIONAL_IO_EXITING"] = True
@@ -131,7 +134,7 @@ def configure(
 
 
 def set_guest_state(vmcs, initial) -> None:
-    """Write the guest-state area from an initial state (vmx.boot.image.InitialState, or a mapping with its keys).
+    """Write the guest-state area from an initial state (vmx.boot.image.InitialState, or a mapping).
 
     The general registers other than RSP are not in a VMCS: they are the processor's.
     """

@@ -1,6 +1,7 @@
 """Which values registers may hold, as VM entry and the MSR lists ask it.
 
-Manual: "Canonical Addressing", "Control Registers", and the descriptions of IA32_EFER, IA32_PAT, IA32_DEBUGCTL.
+Manual: "Canonical Addressing", "Control Registers", and the descriptions of IA32_EFER, IA32_PAT,
+IA32_DEBUGCTL.
 """
 
 from vmx.mmu.ept import PHYSICAL_ADDRESS_BITS
