@@ -1,7 +1,7 @@
 """VM entry and VM exit: what is loaded, saved, staged and cleared."""
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.virt.vmx_bench import RAM, Bench, guest_states, rflags_of
@@ -235,6 +235,8 @@ def test_preemption_timer():
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 10_000_000), st.integers(1, 1000))
+@example(2**32 - 1, 10_000_000, 1000)
+@example(2**32 - 1, 1, 1)
 def test_preemption_timer_keeps_its_value(value, khz, ns):
     on = {"ACTIVATE_VMX_PREEMPTION_TIMER": True, "SAVE_VMX_PREEMPTION_TIMER": True}
     bench = Bench(controls=on)

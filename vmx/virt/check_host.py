@@ -58,7 +58,7 @@ _check.section("Checks Related to Address-Space Size")
 SIZE_OUTSIDE_IA32E = _check(
     "host_address_space_size_outside_ia32e_mode",
     "vm_exit_controls",
-    'must have "host address-space size" 0, as "IA-32e mode guest", when VM entry is made outside IA-32e mode',
+    'must have "host address-space size" 0, as "IA-32e mode guest", outside IA-32e mode',
 )
 SIZE_IN_IA32E = _check(
     "host_address_space_size_in_ia32e_mode",

@@ -11,6 +11,7 @@ from vmx.state.jit import compiled
 from vmx.state.processor import NEVER
 from vmx.virt.capability import PREEMPTION_TIMER_SHIFT
 
+_LARGEST_VALUE = 0xFFFF_FFFF
 _KHZ_PER_GHZ = 1_000_000  # TSC ticks = ns * kHz / 10^6
 
 
@@ -32,4 +33,5 @@ def preemption_value(cpu):
     ns = (deadline - cpu.retired) * cpu.ns_per_instruction
     seconds_part = udiv(ns, _KHZ_PER_GHZ) * cpu.tsc_khz  # in two parts: the product would not fit
     ticks = seconds_part + udiv(urem(ns, _KHZ_PER_GHZ) * cpu.tsc_khz, _KHZ_PER_GHZ)
-    return (ticks >> PREEMPTION_TIMER_SHIFT) & 0xFFFFFFFF
+    # The deadline is rounded up to a whole instruction, so the count can pass what was loaded.
+    return min(ticks >> PREEMPTION_TIMER_SHIFT, _LARGEST_VALUE)
