@@ -25,6 +25,7 @@ from vmx.state.processor import (
 from vmx.virt import controls as c
 from vmx.virt.check_table import FIRST_GUEST_CHECK, FIRST_HOST_CHECK, SEGMENT_NAMES
 from vmx.virt.checks import CHECKS, explain, explain_failure, violations
+from vmx.virt.entry import ENTRY_ABORTED
 from vmx.virt.fields import BY_NAME, vmwrite
 from vmx.virt.setup import default_vmcs
 
@@ -338,7 +339,14 @@ def test_random_fields_enter_or_name_a_check(mode, fields):
         areas = {7: range(1, 64), 8: range(64, 128), 33: range(128, 384)}
         assert bench.cpu.stop_detail in areas[status]
     else:
-        assert bench.cpu.stop == Stop.SHUTDOWN and bench.vmcs.abort_indicator  # host MSR list
+        assert status == ENTRY_ABORTED and bench.cpu.stop == Stop.SHUTDOWN  # the host's MSR list
+        assert "VMX abort" in explain_failure(status, int(bench.cpu.stop_detail), bench.region)
+
+
+def test_failing_entry_that_cannot_load_the_host_aborts():
+    bench = Bench()
+    bench.set(guest_rflags=0, vm_exit_msr_load_count=1, vm_exit_msr_load_address=0x3000)  # MSR 0
+    assert bench.enter() == ENTRY_ABORTED and bench.vmcs.abort_indicator == 4
 
 
 @given(st.binary(min_size=4080, max_size=4080))

@@ -11,6 +11,7 @@ from vmx.virt.check_guest import check_guest
 from vmx.virt.check_host import check_host
 from vmx.virt.check_table import CHECKS, Check
 from vmx.virt.controls import WORDS, control_names
+from vmx.virt.entry import ENTRY_ABORTED
 from vmx.virt.fields import VIOLATION_WORDS, VMCS, vmcs_address, vmread
 from vmx.virt.msr_area import msr_entry_text
 from vmx.virt.reasons import ExitReason
@@ -61,6 +62,8 @@ def _reserved_detail(check: Check, value: int) -> str:
 
 def explain_failure(status: int, detail: int, vmcs) -> str:
     """What VM entry meant by its return value and `cpu.stop_detail`."""
+    if status == ENTRY_ABORTED:
+        return f"VMX abort {detail} while VM entry failed: the host state or its MSR list cannot be loaded"
     if status == ExitReason.VMENTRY_FAILURE_MSR:
         return f"VM entry failed while loading MSRs: {msr_entry_text(vmcs, detail)}"
     return f"VM entry failed: {explain(detail, vmcs)}"

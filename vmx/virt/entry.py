@@ -53,6 +53,8 @@ ENTRY_INVALID_CONTROLS, ENTRY_INVALID_HOST = 7, 8
 ENTRY_INVALID_GUEST = int(ExitReason.VMENTRY_FAILURE_GUEST_STATE)
 ENTRY_MSR_LOAD_FAILED = int(ExitReason.VMENTRY_FAILURE_MSR)
 
+ENTRY_ABORTED = 256  # a VMX abort while the host state was loaded
+
 _ENTRY_FAILURE = 1 << 31  # bit of the exit reason
 _INJECTED_BITS = INFO_VALID | INFO_ERROR_CODE | 0x7FF
 _DR7_ZEROS, _DR7_ONES = 1 << 11 | 1 << 12 | 1 << 14 | 1 << 15, 1 << 10
@@ -78,7 +80,7 @@ def _fail(cpu, reason, qualification, check):
     vmcs.idt_vectoring_info &= ~INFO_VALID
     forget_cause(cpu)
     if load_host_state(cpu):
-        return reason  # cpu.stop says SHUTDOWN: a VMX abort
+        return ENTRY_ABORTED  # cpu.stop says SHUTDOWN
     cpu.stop_detail = check
     if cpu.python_hypervisor:
         cpu.stop = _STOP_ENTRY_FAILED
@@ -189,7 +191,8 @@ def vm_entry(cpu):
 
     Returns ENTERED, or how it failed: ENTRY_INVALID_CONTROLS and ENTRY_INVALID_HOST change nothing but the
     VM-instruction error; ENTRY_INVALID_GUEST and ENTRY_MSR_LOAD_FAILED have loaded the host state.
-    `cpu.stop_detail` is the number of the violated check (vmx.virt.checks), or of the MSR entry.
+    `cpu.stop_detail` is the number of the violated check (vmx.virt.checks), or of the MSR entry. After
+    ENTRY_ABORTED the processor has shut down, and it is the VMX-abort indicator.
     """
     vmcs = VMCS.at(cpu.host_vmcs)
     check = check_controls(cpu, vmcs)
