@@ -157,7 +157,7 @@ CONTRIBUTORY = {0, TS, NP, SSF, GP}
 @pytest.mark.parametrize("first", [0, 1, UD, 7, DFAULT, TS, NP, SSF, GP, PF, 16, 17])
 @pytest.mark.parametrize("second", [NP, GP, PF, SSF])
 def test_double_fault_table(first, second):
-    """Which second exception during delivery of which first makes a double fault, and which a triple fault."""
+    """Which second exception during delivery of which first makes a double or a triple fault."""
     world = World("ring3")
     handlers(world)
     if second == NP:

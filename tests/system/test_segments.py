@@ -13,8 +13,12 @@ from .world import CODE, CODE32, CODE32_3, DATA0, DATA3, GDT, LDT, LOCAL, RAM, S
 unicorn = pytest.importorskip("unicorn", reason="the unicorn package is not installed")
 x86 = pytest.importorskip("unicorn.x86_const")
 
-GP, NP, SS_FAULT = 13, 11, 12
-SEGMENTS = {"es": x86.UC_X86_REG_ES, "ss": x86.UC_X86_REG_SS, "ds": x86.UC_X86_REG_DS, "fs": x86.UC_X86_REG_FS}
+SEGMENTS = {
+    "es": x86.UC_X86_REG_ES,
+    "ss": x86.UC_X86_REG_SS,
+    "ds": x86.UC_X86_REG_DS,
+    "fs": x86.UC_X86_REG_FS,
+}
 NUMBER = {"es": 0, "ss": 2, "ds": 3, "fs": 4}
 MOV = {name: bytes([0x8E, 0xC0 | number << 3]) for name, number in NUMBER.items()}  # MOV sreg, AX
 QUESTIONS = {
@@ -74,7 +78,7 @@ def start(request):
 
 
 def worlds(cpl, seed):
-    """A world and an oracle with the same random descriptor in the GDT and in the LDT, and a selector of it."""
+    """A world and an oracle with the same random descriptor in GDT and LDT, and a selector of it."""
     rng = random.Random(seed)
     world = World("protected32_ring3" if cpl else "protected32")
     raw = random_descriptor(rng)

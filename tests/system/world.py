@@ -1,7 +1,7 @@
 """A processor with 1 MiB of RAM, descriptor tables in it, and a way to execute single instructions.
 
-Physical memory: page tables at 0x1000 (identity, 2-MiB pages, user), IDT 0x4000, GDT 0x5000, LDT 0x6000, TSS 0x7000,
-code 0x8000, stacks below 0xA000 (ring 3), 0xB000 (ring 0), 0xC000 (IST 1).
+Physical memory: page tables at 0x1000 (identity, 2-MiB pages, user), IDT 0x4000, GDT 0x5000, LDT 0x6000, TSS
+0x7000, code 0x8000, stacks below 0xA000 (ring 3), 0xB000 (ring 0), 0xC000 (IST 1).
 """
 
 import struct
@@ -138,8 +138,8 @@ class World:
         self.put(0x2000, 0x3007)
         self.put(0x3000, 0x87)
         for selector, access in (
-            (CODE64, 0xA09B), (DATA0, 0xC093), (CODE32, 0xC09B), (CODE64_3, 0xA0FB), (DATA3, 0xC0F3), (CODE32_3, 0xC0FB),
-            (CONFORMING, 0xA09F), (ABSENT, 0xC013), (READ_ONLY, 0xC091),
+            (CODE64, 0xA09B), (DATA0, 0xC093), (CODE32, 0xC09B), (CODE64_3, 0xA0FB), (DATA3, 0xC0F3),
+            (CODE32_3, 0xC0FB), (CONFORMING, 0xA09F), (ABSENT, 0xC013), (READ_ONLY, 0xC091),
         ):  # fmt: skip
             self.put(GDT + (selector & ~7), descriptor(0, 0xFFFF_FFFF, access))
         self.put(GDT + TASK, descriptor(TSS, 0x67, 0x89))
@@ -213,7 +213,7 @@ class World:
     # --- execution ---
 
     def execute(self, code: bytes):
-        """Execute one instruction at cpu.rip as the run loop does. Returns its Status; faults stay in flight."""
+        """Execute one instruction at cpu.rip as the run loop does. Faults stay in flight."""
         cpu = self.cpu
         linear = unsigned(cpu.rip) + (0 if cpu.code_mode == 2 else int(cpu.segments[CS].base))
         self.ram[linear : linear + len(code)] = np.frombuffer(code, np.uint8)

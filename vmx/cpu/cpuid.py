@@ -3,8 +3,8 @@
 Manual: CPUID in the instruction set reference. The table says what is implemented and nothing else. Caches,
 topology and frequencies are those of the model: one package, `cpus` cores, a TSC that never stops.
 
-The table at cpu.host_cpuid has rows of six u4: leaf, subleaf (ANY: the leaf has none), EAX, EBX, ECX, EDX. Row 0
-is a header: number of rows behind it, highest basic leaf, highest extended leaf.
+The table at cpu.host_cpuid has rows of six u4: leaf, subleaf (ANY: the leaf has none), EAX, EBX, ECX, EDX.
+Row 0 is a header: number of rows behind it, highest basic leaf, highest extended leaf.
 """
 
 import numpy as np

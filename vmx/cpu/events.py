@@ -150,8 +150,8 @@ def deliver(cpu, vector, kind, error, has_error):
     """Deliver an event; `kind` is its interruption type (EXTERNAL ... SOFTWARE_EXCEPTION).
 
     Returns JUMP when a software event (INT n and the like) was delivered: its instruction is complete.
-    DELIVERED for everything else that ends in a handler, faults on the way included; EXIT; or STOP: nothing has
-    happened yet. Software events need cpu.next_rip, and cpu.exit_length for the VM exit that they may cause.
+    DELIVERED for everything else that ends in a handler, faults on the way included; EXIT; or STOP: nothing
+    has happened yet. Software events need cpu.next_rip, and cpu.exit_length for the VM exit they may cause.
     """
     injected = cpu.has_injected  # by VM entry: never intercepted, and CR2 and DR6 are the hypervisor's
     info = cpu.vectoring_info

@@ -1,6 +1,7 @@
 """Far transfers and segment registers: JMP, CALL, RET and IRET between segments, INT, moves of selectors.
 
-Manual: the instructions' operation sections, "Call Gates", "Privilege Levels". The FAR group's unit is at the end.
+Manual: the instructions' operation sections, "Call Gates", "Privilege Levels". The FAR group's unit comes
+last.
 """
 
 from vmx.cpu.events import software_interrupt
@@ -605,7 +606,7 @@ def _mov_from_sreg(cpu, d):
 
 @compiled
 def _loaded(cpu, register):
-    """A segment register was loaded: SS blocks events for one instruction, and the privilege depends on it."""
+    """A segment register was loaded: SS blocks events for one instruction and carries the privilege."""
     if register == SS:
         if cpu.shadow & SHADOW_MOV_SS == 0:
             cpu.shadow |= SHADOW_MOV_SS

@@ -1,9 +1,9 @@
 """Model-specific registers: which exist, what they accept; and the time-stamp counter.
 
-Manual: "Model-Specific Registers (MSRs)", "Time-Stamp Counter", "Memory Type Range Registers". A register that
-does not exist raises #GP(0). The local APIC's registers (IA32_APIC_BASE, IA32_TSC_DEADLINE, 0x800-0x8FF) are the
-platform's: the host answers a read with two entries of the bus log, 1 and the value, or with one 0 for #GP; a
-write with one entry, 1 or 0.
+Manual: "Model-Specific Registers (MSRs)", "Time-Stamp Counter", "Memory Type Range Registers". A register
+that does not exist raises #GP(0). The local APIC's registers (IA32_APIC_BASE, IA32_TSC_DEADLINE, 0x800-0x8FF)
+are the platform's: the host answers a read with two entries of the bus log, 1 and the value, or with one 0
+for #GP; a write with one entry, 1 or 0.
 """
 
 import numpy as np

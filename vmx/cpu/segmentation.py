@@ -60,7 +60,7 @@ def stop_not_modelled(cpu, what):
 
 @compiled
 def task_switch(cpu, selector, source):
-    """A hardware task switch (`source`: 0 CALL to 3 IDT gate): a VM exit in non-root operation, else a stop."""
+    """A hardware task switch (`source`: 0 CALL ... 3 IDT gate): a VM exit, or a stop in root operation."""
     if cpu.non_root:
         return vm_exit(cpu, TASK_SWITCH_EXIT, selector | source << 30)
     return stop_not_modelled(cpu, TASK_SWITCH)
