@@ -62,6 +62,7 @@ ALIASES = {
     "FWAIT": {"WAIT"},
     "WBINVD": {"WBINVD", "WBNOINVD"},  # F3 is ignored by processors without WBNOINVD, TZCNT, LZCNT
     "BSF": {"BSF", "TZCNT"},
+    "XCHG": {"XCHG", "PAUSE"},  # F3 with REX.B and 90: processors exchange R8, see tests/cpu/data
     "BSR": {"BSR", "LZCNT"},
     "PREFETCHNTA": {"RESERVEDNOP"},  # for iced with FORCE_RESERVED_NOP
     "PREFETCHT0": {"RESERVEDNOP"},

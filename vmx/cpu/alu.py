@@ -177,7 +177,27 @@ def _test(cpu, d):
 
 
 @compiled
+def _mov_offset(cpu, d):
+    """MOV between the accumulator and a memory offset, which may have 64 bits."""
+    writes = d.dst == OPERAND_MEMORY
+    linear = d.immediate & mask(d.address_size)
+    if d.segment != FLAT:
+        linear = segmented_address(cpu, d.segment, linear, d.size, writes)
+    if cpu.fault:
+        return cpu.fault
+    if writes:
+        store(cpu, linear, d.size, gpr_read(cpu, RAX, d.size))
+        return cpu.fault
+    value = load(cpu, linear, d.size)
+    if cpu.fault == 0:
+        gpr_write(cpu, RAX, d.size, value)
+    return cpu.fault
+
+
+@compiled
 def _mov(cpu, d):
+    if d.opcode & ~3 == 0xA0:
+        return _mov_offset(cpu, d)
     value = read_operand(cpu, d, d.src)
     if cpu.fault == 0:
         write_operand(cpu, d, d.dst, value)
@@ -273,10 +293,11 @@ def _cmpxchg(cpu, d):
         return cpu.fault
     accumulator = gpr_read(cpu, RAX, d.size)
     equal = accumulator == old
-    # memory is written in both cases
-    write_operand(cpu, d, d.dst, gpr_read(cpu, d.src, d.size) if equal else old)
-    if cpu.fault:
-        return cpu.fault
+    # memory is written in both cases, a register (and bits 63:32 of it) only when equal
+    if equal or d.dst == OPERAND_MEMORY:
+        write_operand(cpu, d, d.dst, gpr_read(cpu, d.src, d.size) if equal else old)
+        if cpu.fault:
+            return cpu.fault
     if not equal:
         gpr_write(cpu, RAX, d.size, old)
     sub_flags(cpu, accumulator, old, (accumulator - old) & mask(d.size), d.size)

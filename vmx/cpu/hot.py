@@ -29,6 +29,8 @@ def hot_code(d):
     to_register = dst < OPERAND_HIGH
     wide = size >= 4
     if op == OP_MOV:
+        if d.opcode & ~3 == 0xA0:
+            return COLD  # memory offset
         if dst == OPERAND_MEMORY:
             return MOV_MI if src == OPERAND_IMMEDIATE else MOV_MR
         if not to_register:

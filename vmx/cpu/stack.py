@@ -11,10 +11,11 @@ from vmx.cpu.operands import (
     read_operand,
     segmented_address,
     set_stack_pointer,
+    stack_fault,
     stack_linear,
     stack_mask,
 )
-from vmx.mmu.access import load, store
+from vmx.mmu.access import check_write, load, store
 from vmx.state.flags import get_rflags, set_rflags
 from vmx.mmu.mode import update_privilege
 from vmx.state.jit import compiled
@@ -178,7 +179,10 @@ def _enter(cpu, d):
     set_stack_pointer(cpu, cpu.gpr[RSP] - allocated)
     # the manual: a write to the new top of the stack must be possible
     linear = stack_linear(cpu, cpu.gpr[RSP] & pointer_mask, size, 1)
+    if cpu.fault == 0:
+        check_write(cpu, linear, size)
     if cpu.fault:
+        stack_fault(cpu)
         cpu.gpr[RSP] = before
         return cpu.fault
     gpr_write(cpu, RBP, size, frame)

@@ -1,0 +1,63 @@
+"""User-level integer instructions on vmx and on the host's own processor: registers, flags, memory, faults."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("iced_x86")
+
+from tests.cpu.generate import batch, integer_rows  # noqa: E402
+from tests.oracles import native  # noqa: E402
+from tests.oracles.compare import report, settle  # noqa: E402
+
+pytestmark = [
+    pytest.mark.oracle,
+    pytest.mark.skipif(not native.AVAILABLE, reason="needs an x86-64 Linux host"),
+]
+ROWS = integer_rows()
+
+
+@pytest.fixture(scope="module")
+def model():
+    from tests.oracles.model import Model
+
+    yield Model(2)
+    native.stop()
+
+
+def check(model, cases, defined):
+    theirs = settle(native.run(cases))
+    ours = model.run(cases)
+    text = report(cases, ours, theirs, defined)
+    assert not text, text
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_all_rows(model, seed):
+    """Every row in random encodings and states: about 20,000 cases a seed."""
+    cases, defined, _ = batch(ROWS, 80, seed)
+    assert len(cases) > 15_000
+    check(model, cases, defined)
+
+
+@settings(max_examples=60, deadline=None)
+@given(row=st.sampled_from(ROWS), seed=st.integers(0, 2**32))
+def test_one_row(model, row, seed):
+    cases, defined, _ = batch([row], 30, seed)
+    if len(cases):
+        check(model, cases, defined)
+
+
+def test_supervisor_gives_the_same(model):
+    """At CPL 0 user-level instructions do the same (POPF apart, which may change more)."""
+    from tests.oracles.model import Model
+
+    rows = [r for r in ROWS if r.mnemonic != "POPF"]
+    cases, defined, _ = batch(rows, 6, random.Random(9).randrange(100))
+    user, supervisor = model.run(cases), Model(2, cpl=0).run(cases)
+    fault = user["vector"] == 14
+    supervisor["error"][fault] |= 4  # the access was a user's
+    text = report(cases, supervisor, user, defined)
+    assert not text, text
