@@ -110,7 +110,6 @@ def test_cr8_stops_once():
     world.cpu.gpr[RAX] = 5
     assert world.execute(MOV_CR8) == Status.STOP
     assert world.cpu.stop == Stop.TASK_PRIORITY and world.cpu.cr8 == 5
-    answer(world.cpu, 0)
     assert world.execute(MOV_CR8) == Status.JUMP
 
 

@@ -203,11 +203,10 @@ def write_cr4(cpu, value):
 
 @compiled
 def _write_cr8(cpu, value):
-    """The task priority: the platform looks at its interrupt lines again, and answers with one bus entry."""
+    """The task priority. On a change the platform looks at its interrupt lines again; then this runs once more."""
     if value & ~0xF:
         return raise_fault(cpu, GP, 0)
-    if cpu.bus_position < cpu.bus_count:
-        cpu.bus_position += 1
+    if value == cpu.cr8:
         return JUMP
     cpu.cr8 = value
     cpu.stop = TASK_PRIORITY
