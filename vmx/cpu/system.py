@@ -203,7 +203,7 @@ def write_cr4(cpu, value):
 
 @compiled
 def _write_cr8(cpu, value):
-    """The task priority. On a change the platform looks at its interrupt lines again; then this runs once more."""
+    """The task priority. A change stops once: the platform looks at its interrupt lines again."""
     if value & ~0xF:
         return raise_fault(cpu, GP, 0)
     if value == cpu.cr8:
