@@ -25,6 +25,7 @@ from vmx.state.memory import load8, load32, load64, store8
 from vmx.state.processor import (
     CR0_WP,
     CR4_PAE,
+    CR4_PGE,
     CR4_PSE,
     CR4_SMAP,
     CR4_SMEP,
@@ -181,7 +182,7 @@ def walk_guest(cpu, linear, kind, bank):
         page |= (entry & 0x1F_E000) << 19  # PSE-36: bits 39:32 of the address
     if kind == WRITE or entry & DIRTY:
         rights |= DIRTY_SET
-    if entry & GLOBAL:
+    if entry & GLOBAL and cpu.cr4 & CR4_PGE:
         rights |= GLOBAL_PAGE
     return page | rights | (shift - 12) << SIZE_SHIFT
 
