@@ -24,7 +24,7 @@ HYPERVISOR_PRESENT, OSXSAVE = 1 << 31, 1 << 27  # CPUID leaf 1, ECX
 NO_DEVICE = -1
 # controls that make an instruction exit; run_one_instruction takes them off the processor for one instruction
 PRIMARY_INTERCEPTS = 1 << 7 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 15 | 1 << 16 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24
-PRIMARY_INTERCEPTS |= 1 << 25 | 1 << 28 | 1 << 29 | 1 << 30
+PRIMARY_INTERCEPTS |= 1 << 25 | 1 << 29 | 1 << 30
 SECONDARY_INTERCEPTS = 1 << 2 | 1 << 6
 
 
@@ -163,6 +163,7 @@ class Hypervisor:
         view = cpu.processor.view
         view.primary_controls = int(view.primary_controls) & ~PRIMARY_INTERCEPTS
         view.secondary_controls = int(view.secondary_controls) & ~SECONDARY_INTERCEPTS
+        view.passing = 1
         self._passing.add(cpu.index)
         self.machine.step_limit(cpu.index)
 
@@ -180,6 +181,7 @@ class Hypervisor:
             cpu = self.guests[processor.index]
             view = processor.view
             view.device_gpa = NO_DEVICE
+            view.passing = 0
             if view.non_root:
                 view.primary_controls = cpu.read("primary_controls")
                 view.secondary_controls = cpu.read("secondary_controls")

@@ -54,7 +54,7 @@ class VirtualCpu:
         view.xcr0 = 1
         view.dr[6], view.dr[7] = 0xFFFF_0FF0, 0x400
         view.pat = RESET_SIGNATURE_PAT
-        view.misc_enable = 1
+        view.misc_enable, view.feature_control = 0x1801, 1
         view.apic_base = APIC_BASE_RESET | (APIC_BASE_BSP if self.index == 0 else 0)
         view.mtrr_def_type = 0xC06  # as firmware leaves it: enabled, write-back
         for i in range(11):

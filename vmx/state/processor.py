@@ -194,6 +194,7 @@ PROCESSOR = struct(
         ("step_shadow", "u1"),  # blocking by STI or MOV SS that ends with it
         ("step_trap", "u1"),  # TF was set before it
         ("spec_ctrl", "u8"),  # IA32_SPEC_CTRL
+        ("passing", "u1"),  # the hypervisor lets one instruction through: RDMSR and WRMSR do not exit
         # staged by vmx.mmu.ept when a translation needs a VM exit (status EPT_EXIT)
         ("ept_reason", "u1"),  # 48 EPT violation, 49 EPT misconfiguration
         ("ept_qualification", "u8"),

@@ -203,7 +203,7 @@ def io_exits(cpu, port, size):
 @compiled
 def _msr_exits(cpu, index, quarter):
     """MSR bitmaps: quarters 0 read low, 1 read high, 2 write low, 3 write high MSRs."""
-    if cpu.non_root == 0:
+    if cpu.non_root == 0 or cpu.passing:
         return 0
     if cpu.primary_controls & USE_MSR_BITMAPS == 0:
         return 1
