@@ -5,6 +5,7 @@ invalidation that the manual requires. An access that walks must agree with the 
 does not walk must agree with a translation in the model.
 """
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -15,6 +16,7 @@ from vmx.mmu.mode import paging_changed, update_mode
 from vmx.mmu.tlb import (
     LAST_CONTEXT,
     PROBES,
+    flush_all,
     flush_context,
     invalidate_page,
     invept,
@@ -43,8 +45,8 @@ _world = None
 
 
 class TlbMachine(RuleBasedStateMachine):
-    @initialize()
-    def start(self):
+    @initialize(pcide=st.booleans())
+    def start(self, pcide):
         global _world
         _world = _world or World()
         self.world, self.cpu = _world, _world.cpu
@@ -64,7 +66,7 @@ class TlbMachine(RuleBasedStateMachine):
                 put(root + 0x3000 + 8 * frame, frame << 12 | 0x37)
         self.eptps = [root | 3 << 3 | 6 for root in EPTS]
         self.cpu.pdpte[0] = 0
-        self.world.set_mode("4-level", cr3=CR3[0], nxe=True)
+        self.world.set_mode("4-level", cr3=CR3[0] | pcide, cr4=CR4_PCIDE if pcide else 0, nxe=True)
         paging_changed(self.cpu)
         self.cpu.tlb_next_context = LAST_CONTEXT - 60  # numbers run out now and then
         self.world.tlb[:] = 0xFF
@@ -219,6 +221,59 @@ TestTlb.settings = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
+
+
+# after each operation, made by VPID 1, PCID 2: what is left of (VPID, PCID) translations, local and global
+LEFT = {
+    "MOV to CR3": (lambda cpu: flush_context(cpu, 1), {(1, 1), (2, 1), (2, 2)}, {1, 2}),
+    "CR4.PGE changed": (flush_all, {(2, 1), (2, 2)}, {2}),
+    "INVPCID 1": (lambda cpu: invpcid(cpu, 1, 1, 0), {(1, 2), (2, 1), (2, 2)}, {1, 2}),
+    "INVPCID 2": (lambda cpu: invpcid(cpu, 2, 0, 0), {(2, 1), (2, 2)}, {2}),
+    "INVPCID 3": (lambda cpu: invpcid(cpu, 3, 0, 0), {(2, 1), (2, 2)}, {1, 2}),
+    "INVVPID 1": (lambda cpu: invvpid(cpu, 1, 2, 0), {(1, 1), (1, 2)}, {1}),
+    "INVVPID 2": (lambda cpu: invvpid(cpu, 2, 0, 0), set(), set()),
+    "INVVPID 3": (lambda cpu: invvpid(cpu, 3, 2, 0), {(1, 1), (1, 2)}, {1, 2}),
+    "INVEPT 1": (lambda cpu: invept(cpu, 1, EPT_TABLES + 0x4000), {(1, 1), (1, 2), (2, 1), (2, 2)}, {1, 2}),
+    "INVEPT 1, this EPTP": (lambda cpu: invept(cpu, 1, EPT_TABLES), set(), set()),
+    "INVEPT 2": (lambda cpu: invept(cpu, 2, 0), set(), set()),
+}
+
+
+@pytest.mark.parametrize("operation", LEFT)
+def test_each_operation_invalidates_what_it_should_and_no_more(world, operation):
+    """A page of its own for each PCID of two VPIDs, and a global one for each VPID."""
+    cpu = world.cpu
+    world.map_ept()
+    for i in range(3):
+        world.put(0x10000 + 0x1000 * i, 0x11000 + 0x1000 * i | 0x67)
+    for page in range(8):
+        world.put(0x13000 + 8 * page, 0x20067 | (page > 4) << 8)
+    world.set_mode("4-level", cr3=0x10000, cr4=CR4_PCIDE | CR4_PGE)
+
+    def use(vpid, pcid):
+        cpu.vpid, cpu.cr3 = vpid, 0x10000 | pcid
+        select_context(cpu)
+
+    local = {(vpid, pcid): 0x1000 * (2 * vpid + pcid - 2) for vpid in (1, 2) for pcid in (1, 2)}
+    everyones = {1: 0x5000, 2: 0x6000}
+    for (vpid, pcid), page in local.items():
+        use(vpid, pcid)
+        assert world.translate(page, READ)[0] == world.translate(everyones[vpid], READ)[0] == "ok"
+    use(1, 2)
+    invalidate, left, left_global = LEFT[operation]
+    invalidate(cpu)
+    found, found_global = set(), set()
+    for (vpid, pcid), page in local.items():
+        use(vpid, pcid)
+        walks = int(cpu.guest_walks)
+        if world.translate(page, READ)[0] == "ok" and cpu.guest_walks == walks:
+            found.add((vpid, pcid))
+    for vpid, page in everyones.items():
+        use(vpid, 1)
+        walks = int(cpu.guest_walks)
+        if world.translate(page, READ)[0] == "ok" and cpu.guest_walks == walks:
+            found_global.add(vpid)
+    assert (found, found_global) == (left, left_global)
 
 
 def test_contexts_are_remembered(world):
