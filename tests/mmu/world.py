@@ -8,7 +8,7 @@ import numpy as np
 from vmx.mmu import twin
 from vmx.mmu.access import load_slow, store_slow
 from vmx.mmu.mode import update_mode
-from vmx.mmu.tlb import BANK_BYTES, NONE, SUPERVISOR, TLB_ENTRY, entry_of, flush_all, new_tlb
+from vmx.mmu.tlb import BANK_BYTES, SUPERVISOR, TLB_ENTRY, flush_all, new_tlb
 from vmx.mmu.translate import EPT_EXIT, FETCH, IMPLICIT, PHYSICAL_ADDRESS_BITS, READ, WRITE, translate
 from vmx.state.bits import signed, unsigned
 from vmx.state.memory import host_address
@@ -215,6 +215,3 @@ def levels_of(mode):
         "PAE": (8, [(29, 21), (20, 12)]),
         "4-level": (8, [(47, 39), (38, 30), (29, 21), (20, 12)]),
     }[mode]
-
-
-__all__ = ["ACCESSES", "ALL_FLAGS", "MODES", "NONE", "World", "entry_of", "levels_of"]
