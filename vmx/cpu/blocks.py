@@ -1,4 +1,4 @@
-"""The decoded-instruction cache: runs of decoded instructions inside one physical page, found by physical address and mode.
+"""The decoded-instruction cache: runs of decoded instructions in one physical page, by physical address and mode.
 
 A block ends at a branch, at the end of its page, or after BLOCK_INSTRUCTIONS. Each page of RAM has a stamp; a store to
 a page with decoded code changes the stamp, and blocks with another stamp are decoded anew. When the arena is
@@ -175,7 +175,7 @@ def limited_block(cpu, physical, available):
 
 @compiled(inline=True)
 def find_block(cpu, rip):
-    """The host address of the BLOCK at cpu.rip in the current mode; 0 with `cpu.fault` set where it cannot be fetched."""
+    """The host address of the BLOCK at cpu.rip in the current mode; 0 with `cpu.fault` set where there is none."""
     linear = rip
     if cpu.code_mode != 2:
         linear = (rip + cpu.segments[CS].base) & 0xFFFF_FFFF

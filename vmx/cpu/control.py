@@ -5,10 +5,10 @@ A target that is not canonical (64-bit mode) or beyond the CS limit is #GP(0) be
 
 from vmx.cpu.alu import condition
 from vmx.cpu.operands import drop, gpr_read, gpr_write, mask, peek, push, raise_fault, read_operand
+from vmx.state.bits import ult
 from vmx.state.flags import zero
 from vmx.state.jit import compiled
 from vmx.state.processor import CS, DECODED, GP, JUMP, PROCESSOR, RCX
-from vmx.state.bits import ult
 from vmx.state.unit import unit
 
 

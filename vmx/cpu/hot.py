@@ -1,4 +1,4 @@
-"""Hot dispatch codes: the forms that make up most of any kernel get a case of their own in the interpreter's first switch.
+"""Hot dispatch codes: the forms that make up most of any kernel have a case in the interpreter's first switch.
 
 A code says that the operand kinds and sizes are what the case expects, so the case tests nothing. 0 is everything else.
 """
@@ -8,8 +8,8 @@ from vmx.state.jit import compiled
 from vmx.state.processor import OPERAND_HIGH, OPERAND_IMMEDIATE, OPERAND_MEMORY
 
 (
-    COLD, MOV_RR, MOV_RI, MOV_RM, MOV_MR, MOV_MI, LEA_R, ALU_RR, ALU_RI, ALU_RM, ALU_MX, TEST_RX, JCC, JMP_REL, CALL_REL,
-    RET_NEAR, PUSH_R, POP_R, EXTEND_R, EXTEND_M, STEP_R, SHIFT_RI, CMOV_R, SETCC_R, NOTHING,
+    COLD, MOV_RR, MOV_RI, MOV_RM, MOV_MR, MOV_MI, LEA_R, ALU_RR, ALU_RI, ALU_RM, ALU_MX, TEST_RX, JCC, JMP_REL,
+    CALL_REL, RET_NEAR, PUSH_R, POP_R, EXTEND_R, EXTEND_M, STEP_R, SHIFT_RI, CMOV_R, SETCC_R, NOTHING,
 ) = range(25)  # fmt: skip
 
 OP_CMP, OP_TEST, OP_MOV, OP_INC, OP_DEC, OP_LEA = (

@@ -1,4 +1,4 @@
-"""The run loop: finds the block of decoded instructions at RIP, executes it, and attends to what lies between instructions.
+"""The run loop: finds the decoded block at RIP, executes it, and attends to what lies between instructions.
 
 Dispatch has two levels: a first switch over hot codes (vmx.cpu.hot), whose cases are written out here, and
 group units for all other operations. Manual: "Basic Execution Environment"; for the order of events between

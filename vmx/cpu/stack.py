@@ -16,8 +16,8 @@ from vmx.cpu.operands import (
     stack_mask,
 )
 from vmx.mmu.access import check_write, load, store
-from vmx.state.flags import get_rflags, set_rflags
 from vmx.mmu.mode import update_privilege
+from vmx.state.flags import get_rflags, set_rflags
 from vmx.state.jit import compiled
 from vmx.state.processor import (
     CR0_PE,
@@ -162,7 +162,7 @@ def _enter(cpu, d):
     if push(cpu, size, gpr_read(cpu, RBP, size)):
         return cpu.fault
     frame = cpu.gpr[RSP] & pointer_mask
-    for i in range(1, level):
+    for _ in range(1, level):
         frame_pointer = frame_pointer & ~pointer_mask | (frame_pointer - size) & pointer_mask
         linear = stack_linear(cpu, frame_pointer & pointer_mask, size, 0)
         value = 0

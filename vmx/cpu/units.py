@@ -1,5 +1,6 @@
 """All compilation units of the processor, and `build`, which compiles what the cache does not hold."""
 
+import vmx.cpu.disassembly
 import vmx.cpu.interpreter
 import vmx.cpu.registers
 import vmx.virt.entry  # noqa: F401

@@ -1,1 +1,1 @@
-"""The Python hypervisor, root-mode software that ships with the package: allocator, dispatcher, handlers, and the machine that they drive."""
+"""The Python hypervisor, root-mode software that ships with the package, and the machine that it drives."""

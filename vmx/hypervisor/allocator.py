@@ -6,8 +6,8 @@ with 2 MiB pages where they fit; everything else is left unmapped, so device mem
 
 import numpy as np
 
-from vmx.machine.memory import PAGE, Memory
 from vmx.boot.layout import ABOVE_HOLE
+from vmx.machine.memory import PAGE, Memory
 
 LARGE = 2 << 20
 GIB = 1 << 30

@@ -38,7 +38,7 @@ def external_interrupt(hypervisor, cpu: GuestCpu, qualification: int) -> None:
 
 
 def triple_fault(hypervisor, cpu: GuestCpu, qualification: int) -> None:
-    hypervisor.machine.finish("TRIPLE_FAULT", hypervisor.machine.where("the guest triple-faulted", cpu))
+    hypervisor.machine.finish("TRIPLE_FAULT", hypervisor.machine.where("the guest triple-faulted"))
 
 
 def interrupt_window(hypervisor, cpu: GuestCpu, qualification: int) -> None:
@@ -184,7 +184,7 @@ def ept_violation(hypervisor, cpu: GuestCpu, qualification: int) -> None:
     address = cpu.read("guest_physical_address")
     if hypervisor.machine.memory.is_ram(address) and address < hypervisor.machine.memory.private_base:
         hypervisor.machine.finish(
-            "NOT_MODELLED", hypervisor.machine.where(f"an EPT violation at RAM address {address:#x}", cpu)
+            "NOT_MODELLED", hypervisor.machine.where(f"an EPT violation at RAM address {address:#x}")
         )
         return
     hypervisor.reinject(cpu)
@@ -194,7 +194,7 @@ def ept_violation(hypervisor, cpu: GuestCpu, qualification: int) -> None:
 def ept_misconfiguration(hypervisor, cpu: GuestCpu, qualification: int) -> None:
     address = cpu.read("guest_physical_address")
     hypervisor.machine.finish(
-        "ERROR", hypervisor.machine.where(f"EPT misconfiguration at guest-physical {address:#x}", cpu)
+        "ERROR", hypervisor.machine.where(f"EPT misconfiguration at guest-physical {address:#x}")
     )
 
 

@@ -23,8 +23,7 @@ ExitHook = Callable[["ExitInfo"], bool | None]
 HYPERVISOR_PRESENT, OSXSAVE = 1 << 31, 1 << 27  # CPUID leaf 1, ECX
 NO_DEVICE = -1
 # controls that make an instruction exit; run_one_instruction takes them off the processor for one instruction
-PRIMARY_INTERCEPTS = 1 << 7 | 1 << 9 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 15 | 1 << 16 | 1 << 19 | 1 << 20 | 1 << 23 | 1 << 24
-PRIMARY_INTERCEPTS |= 1 << 25 | 1 << 29 | 1 << 30
+PRIMARY_INTERCEPTS = sum(1 << bit for bit in (7, 9, 10, 11, 12, 15, 16, 19, 20, 23, 24, 25, 29, 30))
 SECONDARY_INTERCEPTS = 1 << 2 | 1 << 6
 
 
@@ -141,7 +140,7 @@ class Hypervisor:
                 handler = HANDLERS.get(reason)
                 if handler is None:
                     name = ExitReason(reason).name
-                    self.machine.finish("NOT_MODELLED", self.machine.where(f"no handler for exit {name}", cpu))
+                    self.machine.finish("NOT_MODELLED", self.machine.where(f"no handler for exit {name}"))
                 else:
                     handler(self, cpu, qualification)
         finally:

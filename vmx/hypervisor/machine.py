@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from vmx import boot
 from vmx.errors import status_of_stop
 from vmx.guests import bundled
+from vmx.hypervisor.allocator import private_bytes
 from vmx.hypervisor.console import BufferConsole, Console
 from vmx.hypervisor.hypervisor import ExitHook, Hypervisor
-from vmx.hypervisor.allocator import private_bytes
+from vmx.hypervisor.inspection import Inspector
+from vmx.hypervisor.vcpu import GuestCpu
 from vmx.ledger.ledger import Ledger
 from vmx.machine.config import MachineConfig
 from vmx.machine.firmware import firmware_placements
@@ -23,6 +25,7 @@ from vmx.virt.reasons import ExitReason
 
 SLICE = 4_000_000  # instructions between two looks at the console and the host's clock
 FIRST_GUEST = "teach"
+JUMP_TO_ITSELF = b"\xeb\xfe"
 HELLO_ADDRESS = 0x10_0000
 IA32_APIC_BASE, IA32_TSC_DEADLINE = 0x1B, 0x6E0
 X2APIC_MSRS = range(0x800, 0x900)
@@ -86,9 +89,7 @@ class Machine:
         )
         self.hypervisor: Hypervisor | None = None
         self.ledger = Ledger(record=config.record)
-        self.platform = Platform(
-            self.memory, self._now, pins, cpus=config.cpus, rtc_start=config.rtc_start
-        )
+        self.platform = Platform(self.memory, self._now, pins, cpus=config.cpus, rtc_start=config.rtc_start)
         self.platform.uart.rts_flow_control = self.image.kind in ("linux", "pvh")
         self.memory.place(self.image.placements)
         self.memory.place(firmware_placements(config.memory, config.cpus))
@@ -195,14 +196,24 @@ class Machine:
         return cpu.instruction_at(due)
 
     def _look_outside(self, deadline: float | None) -> bool:
-        """Console, Ctrl-C and the host's clock. True when the run ends."""
+        """Console, Ctrl-C and the host's clock; a guest that can never go on. True when the run ends."""
         if self._stop_requested or self.console.quit_requested:
             self.finish("INTERRUPTED", self.where("interrupted"))
         elif deadline is not None and time.perf_counter() > deadline:
             self.finish("TIMEOUT", self.where("the time limit is reached"))
+        elif self._jumps_to_itself():
+            self.finish("HUNG", self.where("the guest jumps to itself with interrupts off, for ever"))
         else:
             self._feed_uart()
         return self.outcome is not None
+
+    def _jumps_to_itself(self) -> bool:
+        """Interrupts off, no NMI wired to anything that runs, and the instruction at RIP is a jump to itself."""
+        cpu = self.inspect()
+        registers = cpu.registers
+        if registers["rflags"] & 1 << 9 or not self.processors[0].retired:
+            return False
+        return cpu.code_at_rip(2) == JUMP_TO_ITSELF
 
     def _feed_uart(self) -> None:
         room = 64 - len(self.platform.uart.backlog)
@@ -365,12 +376,20 @@ class Machine:
 
     # --- inspection -------------------------------------------------------------------------------------
 
-    def where(self, what: str, guest=None) -> str:
-        """A message that says what happened and where: RIP, mode, last exit."""
-        cpu = self.processors[0]
-        registers = cpu.registers
-        rip = guest.read("guest_rip") if guest is not None else registers["rip"]
-        return f"{what} at RIP {rip:#x}, {cpu.mode} mode, CPL {int(cpu.state['cpl'])}, after {cpu.retired:,} instructions"
+    def inspect(self, cpu: int = 0) -> Inspector:
+        """Registers, memory by linear address and page walks of a virtual CPU, as its guest sees them."""
+        guests = self.hypervisor.guests if self.hypervisor else []
+        return Inspector(self.processors[cpu], self.memory, guests[cpu] if cpu < len(guests) else None)
+
+    def vmcs(self, cpu: int = 0) -> GuestCpu:
+        """A virtual CPU's VMCS: `read(name)`, `write(name, value)`. RuntimeError on a bare machine."""
+        if self.hypervisor is None:
+            raise RuntimeError("a bare machine has no hypervisor, so no VMCS")
+        return self.hypervisor.guests[cpu]
+
+    def where(self, what: str, cpu: int = 0) -> str:
+        """A message that says what happened and where: RIP, mode, instruction."""
+        return f"{what} at {self.inspect(cpu).where()}, after {self.processors[cpu].retired:,} instructions"
 
     @property
     def retired(self) -> int:

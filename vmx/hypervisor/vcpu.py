@@ -16,7 +16,10 @@ def _slots(struct) -> dict[str, int]:
 _FIELD_SLOT = _slots(VMCS)
 _STATE_SLOT = _slots(PROCESSOR)
 _GPR = PROCESSOR.offset("gpr") // 8
-_EXIT = [_FIELD_SLOT[name] for name in ("exit_reason", "exit_qualification", "guest_rip", "vm_exit_instruction_length")]
+_EXIT = [
+    _FIELD_SLOT[name]
+    for name in ("exit_reason", "exit_qualification", "guest_rip", "vm_exit_instruction_length")
+]
 
 
 class GuestCpu:

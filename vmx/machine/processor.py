@@ -28,7 +28,9 @@ WRITE_BACK_BYTES = 0x0606_0606_0606_0606
 class VirtualCpu:
     """One virtual CPU. `state` is the processor record (numpy void), `view` the same record by attributes."""
 
-    def __init__(self, index: int, memory: Memory, *, cpus: int = 1, ns_per_instruction: int = 16, **features):
+    def __init__(
+        self, index: int, memory: Memory, *, cpus: int = 1, ns_per_instruction: int = 16, **features
+    ):
         self.index, self.memory = index, memory
         self._record = new_record(PROCESSOR)
         self.state = self._record[0]

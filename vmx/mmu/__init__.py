@@ -1,1 +1,1 @@
-"""Translation: physical memory, guest page walks, EPT, the TLB, and the accesses that the processor makes through them."""
+"""Translation: physical memory, guest page walks, EPT, the TLB, and the processor's accesses through them."""

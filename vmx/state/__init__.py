@@ -1,1 +1,1 @@
-"""The ground floor: record layouts that all compiled code shares, raw memory access, 64-bit arithmetic, compilation units."""
+"""The ground floor: record layouts shared by compiled code, raw memory, 64-bit arithmetic, compilation units."""

@@ -3,11 +3,10 @@
 Each primitive is an LLVM instruction in compiled code and a few lines of Python in the twin.
 """
 
+import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
-
-import numpy as np
 
 from vmx.state.jit import JIT
 
@@ -43,12 +42,13 @@ def primitive(arity):
 
         def implementation(typingctx, *args):
             def codegen(context, builder, sig, values):
-                values = [context.cast(builder, v, t, types.int64) for v, t in zip(values, sig.args)]
+                values = [context.cast(builder, v, t, types.int64) for v, t in zip(values, sig.args, strict=True)]
                 return emit(builder, *values)
 
             return signature, codegen
 
-        source = f"def {define.__name__}(typingctx, {', '.join(names)}): return implementation(typingctx, {', '.join(names)})"
+        parameters = ", ".join(["typingctx", *names])
+        source = f"def {define.__name__}({parameters}): return implementation({parameters})"
         scope = {"implementation": implementation}
         exec(source, scope)  # intrinsic reads the argument names from the signature
         function = scope[define.__name__]

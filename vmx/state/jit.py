@@ -37,7 +37,8 @@ def versions() -> str:
     """What compiled code depends on besides its own source."""
     import llvmlite
 
-    return f"py{sys.version_info[0]}.{sys.version_info[1]}-numba{numba.__version__}-llvmlite{llvmlite.__version__}-numpy{np.__version__}"
+    python = f"py{sys.version_info[0]}.{sys.version_info[1]}"
+    return f"{python}-numba{numba.__version__}-llvmlite{llvmlite.__version__}-numpy{np.__version__}"
 
 
 def compiled(function=None, *, inline=False):

@@ -6,9 +6,8 @@ turned them into an address inside guest RAM (`vmx.mmu`).
 
 import ctypes
 
-from llvmlite import ir
-
 import numpy as np
+from llvmlite import ir
 
 from vmx.state.bits import primitive, signed
 

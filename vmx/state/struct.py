@@ -14,6 +14,7 @@ import operator
 import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.core.imputils import lower_constant
 from numba.core.typing.templates import (
     AbstractTemplate,
     AttributeTemplate,
@@ -21,19 +22,17 @@ from numba.core.typing.templates import (
     infer_global,
     signature,
 )
-from numba.core.imputils import lower_constant
 from numba.extending import (
-    typeof_impl,
     intrinsic,
     lower_builtin,
     lower_getattr_generic,
     lower_setattr_generic,
     models,
     register_model,
+    typeof_impl,
 )
 
 from vmx.state.jit import JIT
-
 
 _I64 = ir.IntType(64)
 _structs: dict[str, "Struct"] = {}
