@@ -6,12 +6,12 @@ the instruction must return. `size` is 1, 2, 4 or 8 bytes.
 
 from vmx.mmu.bus import MEMORY, bus_access
 from vmx.mmu.physical import host_of, mark_written
-from vmx.mmu.tlb import BANK_BYTES, ENTRIES, SUPERVISOR, TLB_ENTRY
+from vmx.mmu.tlb import BANK_BYTES, ENTRIES, NONE, SUPERVISOR, TLB_ENTRY
 from vmx.mmu.translate import IMPLICIT, READ, WRITE, translate
 from vmx.state.bits import shr
 from vmx.state.jit import compiled
 from vmx.state.memory import load8, load16, load32, load64, store8, store16, store32, store64
-from vmx.state.processor import PROCESSOR
+from vmx.state.processor import AC, FAULT, PROCESSOR
 from vmx.state.unit import unit
 
 INDEX_MASK = ENTRIES - 1
@@ -79,9 +79,22 @@ def _store_part(cpu, linear, size, value, access):
             store8(host + i, shr(value, 8 * i))
 
 
+@compiled
+def _misaligned(cpu, linear, size, access):
+    """ "Alignment Checking": 1, with #AC(0) recorded, where it applies; the bank NONE says that it is on."""
+    if linear & (size - 1) == 0 or access & IMPLICIT or cpu.tlb_bank != cpu.host_tlb + NONE * BANK_BYTES:
+        return 0
+    cpu.fault_vector = AC
+    cpu.fault_error = 0
+    cpu.fault = FAULT
+    return 1
+
+
 @unit(PROCESSOR, "i64", "i64", "i64")
 def load_slow(cpu, linear, size, access):
     """A load by the page tables; fills the TLB. A page-crossing load is two accesses."""
+    if _misaligned(cpu, linear, size, access):
+        return 0
     first = 4096 - (linear & 0xFFF)
     if first >= size:
         return _load_part(cpu, linear, size, access)
@@ -95,6 +108,8 @@ def load_slow(cpu, linear, size, access):
 @unit(PROCESSOR, "i64", "i64", "i64", "i64")
 def store_slow(cpu, linear, size, value, access):
     """A store by the page tables. Of a page-crossing store nothing is written unless both pages may be."""
+    if _misaligned(cpu, linear, size, access):
+        return 0
     first = 4096 - (linear & 0xFFF)
     if first >= size:
         _store_part(cpu, linear, size, value, access)

@@ -137,6 +137,8 @@ def _digest(wanted: Unit) -> str:
     seen = set()
     _add_function(digest, wanted.function, seen)
     digest.update(str(wanted.signature).encode())
+    for parameter in wanted.parameters:
+        _add_value(digest, parameter, seen)
     return digest.hexdigest()[:16]
 
 
@@ -166,7 +168,7 @@ def _add_value(digest, value, seen, names=()):
     if isinstance(value, Unit):
         digest.update(f"{value.symbol}{value.signature}".encode())
     elif isinstance(value, Struct):
-        digest.update(repr(value.dtype.descr if not value.dtype.fields else _layout(value.dtype)).encode())
+        digest.update(repr(_layout(value.dtype)).encode())
     elif isinstance(value, python_types.ModuleType):
         for name in names:
             if value.__name__.startswith("vmx.") and hasattr(value, name):
