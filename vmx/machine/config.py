@@ -8,7 +8,6 @@ import difflib
 import json
 import os
 import tomllib
-from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, date, datetime
 from functools import cache
@@ -16,13 +15,13 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vmx.errors import ConfigurationError, MissingDependencyError
+from vmx.virt.controls import control_bits
 
 try:
     import msgspec
 except ImportError:
     raise MissingDependencyError("msgspec", "cli", "MachineConfig") from None
 
-CONTROLS_TABLE = Path(__file__).parents[1] / "virt" / "vmx_controls.tsv"
 MIB = 1 << 20
 _SIZE_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -205,8 +204,9 @@ def _normalised(values: dict[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(f"memory = {checked['memory']}: must be a whole number of 4096-byte pages")
     if checked["kernel"] is not None and checked["guest"] is not None:
         raise ConfigurationError("kernel and guest are both set; set the one that shall boot")
+    known = {name.upper() for name in control_bits()}
     for name in checked["controls"]:
-        if name not in control_bits():
+        if name.upper() not in known:
             raise ConfigurationError(unknown_name("VMX control", name, control_bits()))
     return checked
 
@@ -227,19 +227,6 @@ def _checked(key: str, value: Any) -> Any:
         if not low <= value <= high:
             raise ConfigurationError(f"{key} = {value}: must be {right}")
     return value
-
-
-@cache
-def control_bits() -> dict[str, tuple[str, int]]:
-    """Control word and bit of every VMX control name.
-
-    Each bit has the name "word.NAME", such as "exit1.LOAD_EFER_MSR", and the plain name where no other word
-    has a bit of the same name.
-    """
-    rows = [line.split("\t")[:3] for line in CONTROLS_TABLE.read_text().splitlines()[1:]]
-    uses = Counter(name for _, _, name in rows)
-    plain = {name: (word, int(bit)) for word, bit, name in rows if uses[name] == 1}
-    return plain | {f"{word}.{name}": (word, int(bit)) for word, bit, name in rows}
 
 
 @cache

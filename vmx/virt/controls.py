@@ -2,10 +2,14 @@
 
 Manual: "VM-Execution Control Fields", "VM-Exit Control Fields", "VM-Entry Control Fields". A constant holds
 the bit itself. Names that several words share begin with the word (EXIT_LOAD_IA32_PAT,
-ENTRY_LOAD_IA32_PAT).
+ENTRY_LOAD_IA32_PAT). vmx_controls.tsv beside this file has a second spelling of every bit, tertiary and
+secondary exit controls included; people may write either.
 """
 
 import difflib
+from collections import Counter
+from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 from vmx.errors import ConfigurationError
@@ -214,16 +218,46 @@ WORDS: dict[str, ControlWord] = {
 }
 
 
+# The control words as vmx_controls.tsv calls them; the others (proc3, exit2) have no bit that is modelled.
+_TABLE_WORDS = {"pin": "pin", "proc1": "primary", "proc2": "secondary", "exit1": "exit", "entry": "entry"}
+
+
+@cache
+def control_bits() -> dict[str, tuple[str, int]]:
+    """Control word and bit number by every name that people may write.
+
+    The manual's names (HLT_EXITING), and those of vmx_controls.tsv (HLT_VMEXIT): plain where only one word
+    has such a bit, and always with the word in front (exit1.LOAD_EFER_MSR).
+    """
+    table = (Path(__file__).parent / "vmx_controls.tsv").read_text()
+    rows = [line.split("\t")[:3] for line in table.splitlines()[1:]]
+    rows = [(_TABLE_WORDS.get(word, word), int(bit), word, name) for word, bit, name in rows]
+    uses = Counter(name for *_, name in rows)
+    bits = {f"{written}.{name}": (word, bit) for word, bit, written, name in rows}
+    bits |= {name: (word, bit) for word, bit, _, name in rows if uses[name] == 1}
+    for key, word in WORDS.items():
+        bits |= {name: (key, bit.bit_length() - 1) for name, bit in word.names.items()}
+    return bits
+
+
 def find_control(name: str) -> tuple[ControlWord, int]:
-    """The word and bit of a control by its name (upper or lower case). Raises ConfigurationError."""
+    """The word and bit of a control by one of its names, upper or lower case. Raises ConfigurationError."""
+    every = {each.upper(): each for each in control_bits()}
     wanted = name.upper()
-    for word in WORDS.values():
-        if wanted in word.names:
-            return word, word.names[wanted]
-    every = [each for word in WORDS.values() for each in word.names]
-    near = difflib.get_close_matches(wanted, every, 1)
-    hint = f"; did you mean {near[0]}?" if near else ""
-    raise ConfigurationError(f"there is no VMX control {name!r}{hint}")
+    if wanted not in every:
+        near = difflib.get_close_matches(wanted, every, 1)
+        hint = f"; did you mean {every[near[0]]}?" if near else ""
+        raise ConfigurationError(f"there is no VMX control {name!r}{hint}")
+    key, bit = control_bits()[every[wanted]]
+    if key not in WORDS:
+        raise ConfigurationError(f"the VMX control {name} cannot be 1: vmx does not model that control word")
+    return WORDS[key], 1 << bit
+
+
+def manual_name(name: str) -> str:
+    """The manual's name of a control that is given by any of its names. Raises ConfigurationError."""
+    word, bit = find_control(name)
+    return control_names(word, bit)[0]
 
 
 def control_names(word: ControlWord, value: int) -> list[str]:

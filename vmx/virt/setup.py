@@ -26,7 +26,7 @@ from vmx.state.processor import (
 )
 from vmx.virt.capability import allowed
 from vmx.virt.checks import explain, violations
-from vmx.virt.controls import WORDS, find_control
+from vmx.virt.controls import WORDS, find_control, manual_name
 from vmx.virt.fields import new_vmcs, vmread, vmwrite
 
 PAT_RESET = 0x0007_0406_0007_0406
@@ -98,6 +98,20 @@ def control_words(names: Mapping[str, bool]) -> dict[str, int]:
     return values
 
 
+def named_controls(controls: Mapping[str, bool]) -> dict[str, bool]:
+    """Controls by the manual's names, however they are spelt. Raises ConfigurationError for contradictions."""
+    spelt: dict[str, str] = {}
+    chosen: dict[str, bool] = {}
+    for written, value in controls.items():
+        name = manual_name(written)
+        if chosen.get(name, bool(value)) != bool(value):
+            raise ConfigurationError(
+                f"{spelt[name]} and {written} are the same VMX control {name}: on or off?"
+            )
+        spelt[name], chosen[name] = written, bool(value)
+    return chosen
+
+
 def configure(
     vmcs,
     *,
@@ -119,7 +133,7 @@ def configure(
     chosen["USE_IO_BITMAPS" if io_bitmaps else "UNCONDITIONAL_IO_EXITING"] = True
     chosen["USE_MSR_BITMAPS"] = msr_bitmaps is not None
     chosen["USE_TSC_OFFSETTING"] = tsc_offset != 0
-    chosen.update({name.upper(): bool(value) for name, value in (controls or {}).items()})
+    chosen |= named_controls(controls or {})
     fields = control_words(chosen)
     fields |= HOST_STATE
     fields |= {"eptp": eptp, "vpid": vpid, "exception_bitmap": exception_bitmap, "tsc_offset": tsc_offset}
