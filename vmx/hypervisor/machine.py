@@ -25,6 +25,7 @@ from vmx.virt.reasons import ExitReason
 
 SLICE = 4_000_000  # instructions between two looks at the console and the host's clock
 FIRST_GUEST = "teach"
+SLICE_OF_INPUT = 50_000  # the same while input is plenty
 JUMP_TO_ITSELF = b"\xeb\xfe"
 HELLO_ADDRESS = 0x10_0000
 IA32_APIC_BASE, IA32_TSC_DEADLINE = 0x1B, 0x6E0
@@ -157,7 +158,7 @@ class Machine:
             if now >= last:
                 self.finish("INSTRUCTION_LIMIT", self.where("the instruction limit is reached"))
                 break
-            if now >= self._console_due:
+            if now >= self._console_due or self._stop_requested:
                 self._console_due = now + SLICE
                 if self._look_outside(deadline):
                     break
@@ -221,6 +222,8 @@ class Machine:
             data = self.console.poll(room)
             if data:
                 self.platform.uart.receive(data)
+            if len(data) == room:  # more may wait: look again soon
+                self._console_due = min(self._console_due, self.retired + SLICE_OF_INPUT)
 
     def _now(self) -> int:
         return self.processors[0].virtual_ns
@@ -236,8 +239,6 @@ class Machine:
             self._single[cpu.index] = False
             self.hypervisor.after_one(cpu)
         self.platform.clock.run_due()
-        if self._stop_requested:
-            self._console_due = 0
 
     def _on_vm_exit(self, cpu: VirtualCpu) -> None:
         if self._single[cpu.index]:
