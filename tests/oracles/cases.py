@@ -1,16 +1,42 @@
 """One instruction with a state before it, and the state after: what oracles and vmx exchange, as numpy records."""
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from vmx.state.struct import struct
 
-DATA, CODE = 0x10_0000, 0x12_0000  # pages that exist; all around them is unmapped
 WINDOW = (
     1024  # bytes at the end of the data page that a case fills and compares; the rest of the page is zero
 )
-WINDOW_AT = DATA + 4096 - WINDOW
 NO_VECTOR = -1
 REGISTERS = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The two pages that exist, all around them is unmapped; and the bases of ES CS SS DS FS GS."""
+
+    data: int
+    code: int
+    bases: tuple[int, ...] = (0,) * 6
+
+    @property
+    def window(self) -> int:
+        """The linear address of the part of the data page that a case fills."""
+        return self.data + 4096 - WINDOW
+
+    @property
+    def rip(self) -> int:
+        """Where instructions are placed."""
+        return self.code + 0x800
+
+
+LAYOUTS = (
+    Layout(0x6000, 0x8000, (0x1230, 0, 0x1000, 0x2340, 0x800, 0x450)),  # real mode: what 16 bits reach
+    Layout(0x100000, 0x120000),
+    Layout(0x100000, 0x120000),
+)
 
 CASE = struct(
     "OracleCase",
@@ -29,13 +55,14 @@ CASE = struct(
 DTYPE = CASE.dtype
 
 
-def new_cases(count: int) -> np.ndarray:
-    """`count` zeroed cases at the start of the code page, RSP inside the window."""
+def new_cases(count: int, mode: int = 2) -> np.ndarray:
+    """`count` zeroed cases in the code page, RSP inside the window."""
+    layout = LAYOUTS[mode]
     cases = np.zeros(count, DTYPE)
-    cases["rip"] = CODE
+    cases["rip"] = layout.rip
     cases["rflags"] = 0x202
     cases["vector"] = NO_VECTOR
-    cases["gpr"][:, 4] = WINDOW_AT + WINDOW // 2
+    cases["gpr"][:, 4] = layout.window + WINDOW // 2 - layout.bases[2]
     return cases
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.oracles.cases import REGISTERS, WINDOW_AT
+from tests.oracles.cases import LAYOUTS, REGISTERS
 
 PAGE_FAULT, FETCH = 14, 0x10
 FLAG_NAMES = {0: "CF", 2: "PF", 4: "AF", 6: "ZF", 7: "SF", 10: "DF", 11: "OF"}
@@ -31,7 +31,7 @@ def disagreements(ours, theirs, defined):
     return bad
 
 
-def explain(before, ours, theirs, defined) -> str:
+def explain(before, ours, theirs, defined, mode=2) -> str:
     """One disagreement as text: the instruction, and each field as before -> vmx, oracle."""
     lines = []
     for n, name in enumerate(REGISTERS):
@@ -56,11 +56,11 @@ def explain(before, ours, theirs, defined) -> str:
     if len(where):
         a, b = where[0], where[-1] + 1
         lines.append(
-            f"  memory {WINDOW_AT + a:#x}: {bytes(before['memory'][a:b]).hex()} -> "
+            f"  memory {LAYOUTS[mode].window + a:#x}: {bytes(before['memory'][a:b]).hex()} -> "
             f"{bytes(ours['memory'][a:b]).hex()}, oracle {bytes(theirs['memory'][a:b]).hex()}"
         )
     code = bytes(before["code"][: int(before["length"])])
-    return f"{code.hex()} {disassembly(code, int(before['rip']))}\n" + "\n".join(lines)
+    return f"{code.hex()} {disassembly(code, int(before['rip']), 16 << mode)}\n" + "\n".join(lines)
 
 
 def disassembly(code: bytes, rip: int, bits: int = 64) -> str:
@@ -70,7 +70,7 @@ def disassembly(code: bytes, rip: int, bits: int = 64) -> str:
     return str(iced_x86.Decoder(bits, code, ip=rip).decode())
 
 
-def report(cases, ours, theirs, defined, limit=12) -> str:
+def report(cases, ours, theirs, defined, mode=2, limit=12) -> str:
     """Text for an assertion: empty when everything agrees."""
     which = np.nonzero(disagreements(ours, theirs, defined))[0]
     if not len(which):
@@ -78,11 +78,11 @@ def report(cases, ours, theirs, defined, limit=12) -> str:
     texts, seen = [], set()
     for i in which:
         code = bytes(cases[i]["code"][: int(cases[i]["length"])])
-        name = disassembly(code, int(cases[i]["rip"])).split()[0]
+        name = disassembly(code, int(cases[i]["rip"]), 16 << mode).split()[0]
         if name in seen and len(which) > limit:
             continue
         seen.add(name)
-        texts.append(explain(cases[i], ours[i], theirs[i], defined[i]))
+        texts.append(explain(cases[i], ours[i], theirs[i], defined[i], mode))
         if len(texts) == limit:
             break
     return f"{len(which)} of {len(cases)} cases differ\n" + "\n".join(texts)

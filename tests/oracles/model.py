@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tests.oracles.cases import CASE, CODE, DATA, NO_VECTOR, WINDOW
+from tests.oracles.cases import CASE, LAYOUTS, NO_VECTOR, WINDOW
 from vmx.cpu.decode import DECODED_OK, INVALID, decode
 from vmx.cpu.interpreter import _execute
 from vmx.cpu.native import stub_table
@@ -109,8 +109,9 @@ class Model:
         view.host_tlb = host_address(self.tlb)
         view.host_vector_stubs = stub_table()
         view.limit = view.preemption_deadline = -1
+        self.layout = LAYOUTS[mode]
         self._enter(mode, cpl)
-        self.ram[CODE : CODE + 4096] = 0xCC
+        self.ram[self.layout.code : self.layout.code + 4096] = 0xCC
 
     def _enter(self, mode, cpl):
         view = self.view
@@ -118,6 +119,8 @@ class Model:
         for n in range(9):
             segment = view.segments[n]
             segment.limit, segment.access = 0xFFFF, 0x93
+        for n, base in enumerate(self.layout.bases):
+            view.segments[n].base, view.segments[n].selector = base, base >> 4
         view.segments[FLAT].limit = 0xFFFF_FFFF
         if mode == 1:
             view.cr0 = CR0_PE | CR0_ET | CR0_NE
@@ -129,7 +132,7 @@ class Model:
             tables = self.ram[PAGE_TABLES : PAGE_TABLES + 4 * 4096].view(np.uint64).reshape(4, 512)
             for level in range(3):
                 tables[level, 0] = PAGE_TABLES + (level + 1) * 4096 | 7
-            for page in (DATA, CODE):
+            for page in (self.layout.data, self.layout.code):
                 tables[3, page >> 12] = page | 7
             view.cr3 = PAGE_TABLES
             view.cr0 = CR0_PE | CR0_ET | CR0_NE | CR0_WP | CR0_PG
@@ -150,8 +153,8 @@ class Model:
             host_address(self.decoded),
             host_address(after),
             len(after),
-            host + DATA,
+            host + self.layout.data,
             host_address(self.zeroes),
-            host + CODE,
+            host + self.layout.code,
         )
         return after
