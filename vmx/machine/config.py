@@ -86,6 +86,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     bare: bool = False  # root operation, no hypervisor
     controls: dict[str, bool] = msgspec.field(default_factory=dict)  # VMX control bits switched on or off
     exception_bitmap: int = 0  # one bit per vector that exits; text such as "0x4000" too
+    preemption_timer: int = 31_250  # VMX-preemption timer of a time slice: 32 TSC ticks each, 31250 are 1 ms
 
     # The run.
     max_instructions: int | None = None
@@ -178,6 +179,7 @@ _TEXT_PARSERS: dict[str, Callable[[Any], int]] = {
     "memory": parse_size,
     "load_address": parse_number,
     "exception_bitmap": parse_number,
+    "preemption_timer": parse_number,
     "max_instructions": parse_number,
     "seed": parse_number,
     "rtc_start": parse_time,
@@ -191,6 +193,7 @@ _BOUNDS: dict[str, tuple[float, float, str]] = {
     "rtc_start": (0, (1 << 32) - 1, "between 1970 and 2106"),
     "load_address": (0, (1 << 40) - 1, "an address below 2^40"),
     "exception_bitmap": (0, (1 << 32) - 1, "a 32-bit mask, one bit per vector"),
+    "preemption_timer": (1, (1 << 32) - 1, "between 1 and 2^32 - 1"),
     "max_instructions": (1, (1 << 63) - 1, "at least 1"),
     "timeout_s": (0.001, 1e9, "a positive number of seconds"),
     "seed": (0, (1 << 64) - 1, "a 64-bit number"),

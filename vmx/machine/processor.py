@@ -51,7 +51,7 @@ class VirtualCpu:
             state[name] = value
         view.rip, view.rflags = 0xFFF0, 0
         view.flag_result = 1  # ZF = 0
-        view.cr0 = 0x6000_0010
+        view.cr0 = 0x10  # firmware has switched the caches on: VM entry leaves CD and NW as they are
         view.gpr[2] = 0x600  # EDX: family
         view.xcr0 = 1
         view.dr[6], view.dr[7] = 0xFFFF_0FF0, 0x400
