@@ -286,6 +286,10 @@ class Maker:
         count &= 63 if bits == 64 else 31
         if self.row.operation in DOUBLE_SHIFTS and count > bits:
             self.sensible = False  # the result is undefined
+        if count != 1:
+            self.undefined |= 0x800  # and unchanged for 0, which the other cases show
+        if count == 0:
+            self.undefined = 0
         if self.row.operation in PLAIN_SHIFTS and count >= bits:
             self.undefined |= 1
 
