@@ -36,10 +36,15 @@ def _compile(missing: list[Unit], workers: int, progress: Progress | None) -> No
     modules = sorted({each.function.__module__ for each in units()})
     waiting = sorted(missing, key=_weight)  # the heaviest is taken first, from the end
     total, lock, state = len(missing), threading.Lock(), {"done": 0, "error": None}
+    workers_now: list[subprocess.Popen] = []
 
     def serve():
         command = [sys.executable, "-m", "vmx.state.build"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        # In a session of their own, workers do not get the terminal's Ctrl-C; the parent ends them.
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
+        ) as worker:
+            workers_now.append(worker)
             try:
                 _say(worker, modules)
                 while state["error"] is None:
@@ -58,6 +63,8 @@ def _compile(missing: list[Unit], workers: int, progress: Progress | None) -> No
                         if progress:
                             progress(state["done"], total, each.name)
                 worker.stdin.close()
+            except BrokenPipeError:  # killed, as the build was interrupted
+                state["error"] = state["error"] or "the compiler process died"
             except BaseException:
                 worker.kill()
                 raise
@@ -65,9 +72,15 @@ def _compile(missing: list[Unit], workers: int, progress: Progress | None) -> No
     threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(workers, total))]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(0.2)  # short waits keep Ctrl-C prompt
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)  # short waits keep Ctrl-C prompt
+    except BaseException:
+        state["error"] = "interrupted"
+        for worker in workers_now:
+            worker.kill()
+        raise
     if state["error"]:
         raise RuntimeError(state["error"])
 
