@@ -37,8 +37,8 @@ BLOCK = struct(
         ("count", "u1"),  # instructions
     ],
 )
-# the cache in memory: cursor, 64 bytes of scratch for a page-crossing instruction, its block, all blocks, the arena
-_CURSOR, _BYTES, _CROSSING, _TABLE = 0, 8, 64, 192
+# the cache in memory: cursor, the bytes of a page-crossing instruction, its block, an empty block, all blocks, the arena
+_CURSOR, _BYTES, _CROSSING, _NOTHING, _TABLE = 0, 8, 64, 160, 192
 _ARENA = _TABLE + BLOCKS * BLOCK.size
 CACHE_BYTES = _ARENA + (ARENA + BLOCK_INSTRUCTIONS + 1) * DECODED.size
 DECODED_SIZE = DECODED.size
@@ -134,6 +134,8 @@ def _single(cpu, host, available):
         return 0
     if result == INVALID:
         d.length = 0
+    block.physical = -1  # no neighbour has this page
+    block.mode = 0
     block.first = DECODED.address(d)
     block.count = 1
     block.bytes = d.length
@@ -196,6 +198,21 @@ def find_block(cpu, rip):
         remaining = cpu.segments[CS].limit - rip + 1
         if BLOCK.at(found).bytes > remaining:
             return limited_block(cpu, physical, remaining)
+    return found
+
+
+@compiled(inline=True)
+def neighbour(cpu, block, rip):
+    """The decoded block at `rip` in the page of `block`, which is being executed; an empty BLOCK where there is none.
+
+    Only where code is not limited by its segment: 64-bit code, and flat segments.
+    """
+    if cpu.code_mode != 2 and (cpu.segments[CS].limit != 0xFFFF_FFFF or cpu.segments[CS].base != 0):
+        return BLOCK.at(cpu.host_code_cache + _NOTHING)
+    physical = block.physical & PAGE_MASK | rip & 0xFFF
+    found = _slot(cpu, physical)
+    if found.physical != physical or found.mode != block.mode or found.stamp != block.stamp:
+        return BLOCK.at(cpu.host_code_cache + _NOTHING)
     return found
 
 

@@ -7,7 +7,7 @@ instructions see vmx.cpu.events.
 
 from vmx.cpu.alu import binary, condition, extend, group_alu, set_logic_flags, source_size, step
 from vmx.cpu.bit import group_bit
-from vmx.cpu.blocks import BLOCK, DECODED_SIZE, find_block
+from vmx.cpu.blocks import BLOCK, DECODED_SIZE, PAGE_MASK, find_block, neighbour
 from vmx.cpu.control import group_control, target_allowed
 from vmx.cpu.descriptor import group_descriptor
 from vmx.cpu.events import STEP, after_step, deliver_fault, handle_attention
@@ -29,6 +29,7 @@ from vmx.cpu.system import group_system
 from vmx.cpu.vector import execute_vector
 from vmx.cpu.x87 import execute_wait, execute_x87
 from vmx.cpu.xstate import execute_xstate
+from vmx.isa.operations import GROUP_NUMBER
 from vmx.mmu.access import load, load_for_update, store
 from vmx.mmu.bus import forget_bus_answers
 from vmx.mmu.translate import EPT_EXIT
@@ -50,6 +51,8 @@ from vmx.state.processor import (
 from vmx.state.unit import unit
 from vmx.virt.exit import vm_exit
 
+CONTROL = GROUP_NUMBER["CONTROL"]
+RUN = 1 << 20  # instructions that one block may run before the limits are looked at again
 STOP_NONE, STOP_LIMIT = int(Stop.NONE), int(Stop.LIMIT)
 
 
@@ -87,7 +90,7 @@ def _execute_cold(cpu, d):
     return execute_xstate(cpu, d)
 
 
-@compiled
+@compiled(inline=True)
 def _execute(cpu, d):
     """Execute one decoded instruction; cpu.rip and cpu.next_rip are set. Returns a Status."""
     code = d.code
@@ -247,13 +250,19 @@ def _binary_memory(cpu, d):
     return cpu.fault
 
 
-@compiled
+@compiled(inline=True)
 def _run_block(cpu, block, limit):
-    """Execute up to `limit` instructions of a block. Returns the status of the last one; cpu.rip is up to date."""
+    """Execute blocks, starting with this one, for up to `limit` instructions. Returns the status of the last one.
+
+    A near branch inside the page goes straight to its block, if that is decoded; everything else leaves. cpu.rip is
+    up to date then.
+    """
     rip = cpu.rip
+    page = rip
     address = block.first
     end = address + min(block.count, limit) * DECODED_SIZE
     retired = cpu.retired
+    last = retired + limit
     status = OK
     while address != end:
         d = DECODED.at(address)
@@ -261,18 +270,27 @@ def _run_block(cpu, block, limit):
         cpu.rip = rip
         cpu.next_rip = next_rip
         status = _execute(cpu, d)
-        if status != OK:
+        if status == OK:
+            retired += 1
+            cpu.retired = retired
+            rip = next_rip
+            address += DECODED_SIZE
+            if cpu.code_changed:
+                break
+        elif status == JUMP:
+            retired += 1
+            cpu.retired = retired
+            rip = cpu.next_rip
+            status = OK
+            if (rip ^ page) & PAGE_MASK or d.op >> 5 != CONTROL or cpu.code_changed:
+                break
+            block = neighbour(cpu, block, rip)
+            if block.count == 0 or last - retired < block.count:
+                break
+            address = block.first
+            end = address + block.count * DECODED_SIZE
+        else:
             break
-        retired += 1
-        cpu.retired = retired
-        rip = next_rip
-        address += DECODED_SIZE
-        if cpu.code_changed:
-            break
-    if status == JUMP:
-        cpu.retired = retired + 1
-        rip = cpu.next_rip
-        status = OK
     if status == OK:
         cpu.rip = rip if cpu.code_mode == 2 else rip & 0xFFFF_FFFF
     return status
@@ -327,7 +345,9 @@ def run(cpu):
             if ult(cpu.preemption_deadline - cpu.retired, limit):
                 limit = cpu.preemption_deadline - cpu.retired
             status = _run_block(
-                cpu, BLOCK.at(found), 1 if single or stepping else (limit if limit > 0 and limit < 64 else 64)
+                cpu,
+                BLOCK.at(found),
+                1 if single or stepping else (limit if limit > 0 and limit < RUN else RUN),
             )
             if status == OK:
                 if single:
