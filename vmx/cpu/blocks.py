@@ -37,7 +37,7 @@ BLOCK = struct(
         ("count", "u1"),  # instructions
     ],
 )
-# the cache in memory: cursor, the bytes of a page-crossing instruction, its block, an empty block, all blocks, the arena
+# the cache in memory: cursor, the bytes of a page-crossing instruction, its block, an empty block, blocks, the arena
 _CURSOR, _BYTES, _CROSSING, _NOTHING, _TABLE = 0, 8, 64, 160, 192
 _ARENA = _TABLE + BLOCKS * BLOCK.size
 CACHE_BYTES = _ARENA + (ARENA + BLOCK_INSTRUCTIONS + 1) * DECODED.size

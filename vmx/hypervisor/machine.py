@@ -1,5 +1,6 @@
 """`Machine`: a configuration made runnable. The one object that users hold."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ from vmx.mmu.bus import answer
 from vmx.state.bits import signed, unsigned
 from vmx.state.processor import ACTIVE, NotModelled, Stop
 from vmx.virt.reasons import ExitReason
+
+log = logging.getLogger(__name__)
 
 SLICE = 4_000_000  # instructions between two looks at the console and the host's clock
 FIRST_GUEST = "teach"
@@ -106,6 +109,9 @@ class Machine:
             Stop.TASK_PRIORITY: self._on_task_priority,
             Stop.NOT_MODELLED: self._on_not_modelled,
         }
+        log.info("guest: %s, entry %#x", self.image.kind, self.image.registers.rip)
+        for note in self.image.notes:
+            log.info("guest: %s", note)
         self._start()
 
     @staticmethod
@@ -167,6 +173,7 @@ class Machine:
                 limit = min(limit, now + 1)
             self._handlers[cpu.run(limit)](cpu)
         self.console.flush()
+        self._log_unclaimed()
         name, message = self.outcome
         return RunResult(
             name,
@@ -178,6 +185,12 @@ class Machine:
             dict(cpu.undecoded()),
             self.ledger,
         )
+
+    def _log_unclaimed(self) -> None:
+        """Accesses that no device answered, for `--log info`."""
+        for bus, kind in ((self.platform.ports, "port"), (self.platform.mmio, "memory")):
+            for address, count in sorted((bus.unclaimed_reads + bus.unclaimed_writes).items()):
+                log.info("%s %#x: %d accesses that no device answers", kind, address, count)
 
     def stop(self) -> None:
         """Ask a running machine to stop; safe from signal handlers and other threads."""

@@ -151,6 +151,11 @@ class VirtualCpu:
         return int(self.state["time_base_ns"]) + int(self.state["retired"]) * self._ns
 
     @property
+    def walks(self) -> tuple[int, int]:
+        """Page walks made, and the paging-structure references in them (guest's and EPT's)."""
+        return int(self.state["guest_walks"]), int(self.state["walk_references"])
+
+    @property
     def registers(self) -> dict[str, int]:
         """The registers that people ask for, unsigned."""
         values = {name: int(self.state["gpr"][i]) for i, name in enumerate(REGISTERS)}
