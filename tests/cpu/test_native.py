@@ -2,6 +2,7 @@
 
 import random
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -60,4 +61,19 @@ def test_supervisor_gives_the_same(model):
     fault = user["vector"] == 14
     supervisor["error"][fault] |= 4  # the access was a user's
     text = report(cases, supervisor, user, defined)
+    assert not text, text
+
+
+@pytest.mark.parametrize("mode", range(3), ids=("16-bit", "32-bit", "64-bit"))
+def test_run_loop_gives_the_same(mode):
+    """Fetching, decoded blocks and dispatch of the run loop add nothing to an instruction."""
+    from tests.oracles.model import Model
+
+    cases, _, _ = batch(integer_rows(mode), 8, 5, mode)
+    direct = Model(mode, cpl=0)
+    expected = direct.run(cases)
+    completed = expected["vector"] == -1
+    assert completed.mean() > 0.9
+    after = Model(mode, cpl=0).run_loop(cases[completed])
+    text = report(cases[completed], after, expected[completed], np.uint64(0x00FF_FFFF), mode)
     assert not text, text

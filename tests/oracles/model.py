@@ -3,14 +3,15 @@
 import numpy as np
 
 from tests.oracles.cases import CASE, LAYOUTS, NO_VECTOR, WINDOW
+from vmx.cpu.blocks import new_code_cache
 from vmx.cpu.decode import DECODED_OK, INVALID, decode
-from vmx.cpu.interpreter import _execute
+from vmx.cpu.interpreter import _execute, run
 from vmx.cpu.native import stub_table
 from vmx.cpu.operands import raise_fault
 from vmx.mmu.mode import paging_changed
 from vmx.mmu.tlb import new_tlb
 from vmx.state.flags import get_rflags, set_rflags
-from vmx.state.memory import copy_bytes, host_address
+from vmx.state.memory import copy_bytes, host_address, load32, store32
 from vmx.state.processor import (
     CR0_ET,
     CR0_NE,
@@ -35,6 +36,7 @@ from vmx.state.processor import (
     PROCESSOR,
     SS,
     UD,
+    Stop,
     new_record,
 )
 from vmx.state.unit import unit
@@ -44,6 +46,7 @@ CASE_BYTES = CASE.size
 MEMORY_AT = CASE.offset("memory")
 PAGE_TABLES = 0x1000  # PML4, directory pointers, directory, table
 UNEXPECTED = 1000  # added to a status that no user-level instruction returns
+STOP_LIMIT = int(Stop.LIMIT)
 STATUS_OK, STATUS_JUMP, STATUS_FAULT = int(OK), int(JUMP), int(FAULT)
 
 
@@ -91,6 +94,34 @@ def run_cases(cpu, d, cases, count, data_page, zero_page, code_page):
     return 0
 
 
+@unit(PROCESSOR, "i64", "i64", "i64", "i64", "i64")
+def run_loop_cases(cpu, cases, count, data_page, code_page, code_stamp):
+    """The same through the run loop: fetch, decoded blocks, hot codes. The instructions must not fault."""
+    for i in range(count):
+        at = cases + i * CASE_BYTES
+        case = CASE.at(at)
+        copy_bytes(data_page + 4096 - WINDOW, at + MEMORY_AT, WINDOW)
+        copy_bytes(code_page + (case.rip & 0xFFF), at, 16)
+        store32(code_stamp, load32(code_stamp) + 1)  # decoded code of the page is stale
+        for n in range(16):
+            cpu.gpr[n] = case.gpr[n]
+        set_rflags(cpu, case.rflags)
+        cpu.rip = case.rip
+        rip = cpu.rip
+        again = 1
+        while again:  # a chunk of a REP instruction counts as one
+            cpu.limit = cpu.retired + 1
+            run(cpu)
+            again = 1 if cpu.rip == rip and cpu.stop == STOP_LIMIT and again < 100 else 0
+        case.rip = cpu.rip
+        case.vector = NO_VECTOR if cpu.stop == STOP_LIMIT else UNEXPECTED + cpu.stop
+        for n in range(16):
+            case.gpr[n] = cpu.gpr[n]
+        case.rflags = get_rflags(cpu) & ~FLAG_RF
+        copy_bytes(at + MEMORY_AT, data_page + 4096 - WINDOW, WINDOW)
+    return 0
+
+
 class Model:
     """A processor that runs cases. `mode` is 0 (real mode), 1 (flat 32-bit) or 2 (64-bit); privilege level `cpl`."""
 
@@ -102,11 +133,13 @@ class Model:
         self.flags = np.zeros(RAM_BYTES >> 12, np.uint8)
         self.stamps = np.zeros(RAM_BYTES >> 12, np.uint32)
         self.tlb = new_tlb()
+        self.code_cache = new_code_cache()
         self.zeroes = np.zeros(4096, np.uint8)
         view = self.view
         view.host_ram, view.ram_low = host_address(self.ram), RAM_BYTES
         view.host_page_flags, view.host_page_stamp = host_address(self.flags), host_address(self.stamps)
         view.host_tlb = host_address(self.tlb)
+        view.host_code_cache = host_address(self.code_cache)
         view.host_vector_stubs = stub_table()
         view.limit = view.preemption_deadline = -1
         self.layout = LAYOUTS[mode]
@@ -143,6 +176,20 @@ class Model:
             view.segments[SS].access = 0xC093 | cpl << 5
             view.segments[SS].selector = 0x28 | cpl
         paging_changed(self.address)
+
+    def run_loop(self, cases: np.ndarray) -> np.ndarray:
+        """The same through `vmx.cpu.interpreter.run`; for cases that do not fault."""
+        after = cases.copy()
+        host, page = host_address(self.ram), self.layout.code >> 12
+        run_loop_cases(
+            self.address,
+            host_address(after),
+            len(after),
+            host + self.layout.data,
+            host + self.layout.code,
+            host_address(self.stamps) + 4 * page,
+        )
+        return after
 
     def run(self, cases: np.ndarray) -> np.ndarray:
         """The cases after their instruction; the argument stays as it is."""

@@ -43,7 +43,12 @@ from vmx.state.unit import unit
 def _set_carry(cpu, value):
     """CF alone; OF keeps its value."""
     of = (shr(cpu.flag_carries, 63) ^ shr(cpu.flag_carries, 62)) & 1
-    cpu.flag_carries = cpu.flag_carries & ~(MIN64 | BIT62) | value << 63 | (value ^ of) << 62
+    carries = cpu.flag_carries & ~(MIN64 | BIT62)
+    if value:
+        carries |= MIN64
+    if value != of:
+        carries |= BIT62
+    cpu.flag_carries = carries
 
 
 # --- bit tests ----------------------------------------------------------------------------------------------
@@ -202,7 +207,7 @@ def _imul_register(cpu, d, op):
 @compiled
 def _divide_wide(high, low, divisor):
     """Unsigned 128 by 64 bits; high < divisor. Returns the quotient; the remainder is low - quotient * divisor."""
-    quotient = 0
+    quotient = high & 0  # an int64 in the plain-Python twin, too: it must wrap
     remainder = high
     for i in range(64):
         top = shr(remainder, 63)
