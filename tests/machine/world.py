@@ -52,9 +52,11 @@ def gate32(handler: int) -> bytes:
     return struct.pack("<HHHH", handler & 0xFFFF, CODE_SELECTOR, 0x8E00, handler >> 16)
 
 
-def gate64(handler: int) -> bytes:
+def gate64(handler: int, ist: int = 0) -> bytes:
     """A 64-bit interrupt gate for a handler below 4 GiB."""
-    return gate32(handler) + bytes(8)
+    low = bytearray(gate32(handler))
+    low[4] = ist
+    return bytes(low) + bytes(8)
 
 
 def flat_machine(directory: Path, code: bytes, **options) -> Machine:

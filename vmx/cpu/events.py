@@ -142,6 +142,8 @@ def _delivered(cpu, status):
     cpu.has_injected = 0
     cpu.step_trap = 0
     cpu.activity = ACTIVE
+    if cpu.passing:
+        cpu.limit = cpu.retired  # the handler's instructions are not the one that was let through
     return status
 
 
@@ -205,11 +207,21 @@ def deliver(cpu, vector, kind, error, has_error):
 
 @unit(PROCESSOR)
 def deliver_fault(cpu):
-    """Deliver the fault in flight as an exception at cpu.rip. Returns DELIVERED, EXIT or STOP."""
+    """Deliver the fault in flight as an exception at cpu.rip. Returns DELIVERED, EXIT or STOP.
+
+    A handler whose first instruction faults again can go round for ever. Such a fault takes the time of an
+    instruction: virtual time goes on, and the limits of the run hold.
+    """
     cpu.fault = 0
     vector = cpu.fault_vector
     has_error = VECTORS_WITH_ERROR_CODE >> vector & 1
-    return deliver(cpu, vector, HARDWARE_EXCEPTION, cpu.fault_error, has_error)
+    status = deliver(cpu, vector, HARDWARE_EXCEPTION, cpu.fault_error, has_error)
+    if status != STOP:
+        if cpu.faulted_at == cpu.retired + 1:
+            cpu.retired += 1
+            cpu.attention = 1  # the VMX-preemption timer may have expired
+        cpu.faulted_at = cpu.retired + 1
+    return status
 
 
 @unit(PROCESSOR)

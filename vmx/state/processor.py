@@ -193,6 +193,7 @@ PROCESSOR = struct(
         # the instruction that runs alone (handle_attention answered STEP), for after_step
         ("step_shadow", "u1"),  # blocking by STI or MOV SS that ends with it
         ("step_trap", "u1"),  # TF was set before it
+        ("faulted_at", "u8"),  # cpu.retired when the last fault was delivered, plus 1
         ("spec_ctrl", "u8"),  # IA32_SPEC_CTRL
         ("passing", "u1"),  # the hypervisor lets one instruction through: RDMSR and WRMSR do not exit
         # staged by vmx.mmu.ept when a translation needs a VM exit (status EPT_EXIT)
