@@ -14,13 +14,14 @@ GIB = 1 << 30
 EPT_RWX, EPT_LARGE, EPT_WRITE_BACK = 7, 1 << 7, 6 << 3
 EPTP_WRITE_BACK, EPTP_FOUR_LEVELS = 6, 3 << 3
 ENTRIES = 512
+BITMAPS = 1 + 2  # pages: MSR bitmap, I/O bitmaps A and B
 
 
 def private_bytes(memory_bytes: int, cpus: int) -> int:
     """How much RAM the hypervisor needs for a guest of `memory_bytes`."""
     directories = memory_bytes // GIB + 4
     tables = 4  # at most one partial 2 MiB page per end of a RAM range
-    return PAGE * (cpus + 4 + 1 + 1 + directories + tables)
+    return PAGE * (cpus + 4 + BITMAPS + directories + tables)
 
 
 class Allocator:
@@ -31,6 +32,7 @@ class Allocator:
         self._next = memory.private_base
         self._end = memory.private_base + memory.private_size
         self._tables: dict[int, np.ndarray] = {}
+        self._root = 0
 
     def page(self) -> int:
         """The physical address of a fresh page."""
@@ -41,11 +43,25 @@ class Allocator:
 
     def extended_page_tables(self) -> int:
         """Build the EPT of the guest's RAM and return the EPTP."""
-        root = self._table()
+        root = self._root = self._table()
         memory = self.memory
         self._map(root, 0, memory.low)
         self._map(root, ABOVE_HOLE, ABOVE_HOLE + memory.size - memory.low)
         return root | EPTP_WRITE_BACK | EPTP_FOUR_LEVELS
+
+    def ept_entry(self, address: int) -> tuple[np.ndarray, int]:
+        """The EPT entry that maps, or would map, a guest-physical address: its table and its place there.
+
+        Write `table[index]` to change what the guest may do with that page, then let the hypervisor `flush`.
+        """
+        table = self._root
+        for shift in (39, 30, 21):
+            index = address >> shift & ENTRIES - 1
+            entry = int(self._tables[table][index])
+            if entry == 0 or entry & EPT_LARGE:
+                return self._tables[table], index
+            table = entry & ~0xFFF
+        return self._tables[table], address >> 12 & ENTRIES - 1
 
     def _table(self) -> int:
         address = self.page()

@@ -7,29 +7,60 @@ instruction with the intercepts off.
 
 from collections.abc import Callable
 
+from vmx.hypervisor.control_registers import cr_access
 from vmx.hypervisor.vcpu import GuestCpu
+from vmx.state.bits import signed
+from vmx.state.processor import DB, DE, DF, FLAG_RF, GP, NP, PF, SS_FAULT, TS, UD
+from vmx.virt.interruption import INFO_ERROR_CODE, INFO_VALID, TYPE_EXCEPTION
 from vmx.virt.reasons import ExitReason
 
 Handler = Callable[["Hypervisor", GuestCpu, int], None]  # noqa: F821
 
-EXTERNAL, NMI, EXCEPTION, SOFTWARE_EXCEPTION = 0, 2, 3, 6
-UD, GP = 6, 13
-CR0_NE, CR0_PG, CR4_PAE, CR4_VMXE = 1 << 5, 1 << 31, 1 << 5, 1 << 13
-EFER_LME, EFER_LMA = 1 << 8, 1 << 10
-IA32E_MODE_GUEST = 1 << 9
+EXCEPTION = TYPE_EXCEPTION
+CONTRIBUTORY = (DE, TS, NP, SS_FAULT, GP)
+DR6_CAUSES, DR7_GD = 0x600F, 1 << 13
 
 
 def exception_or_nmi(hypervisor, cpu: GuestCpu, qualification: int) -> None:
-    """An exception that the bitmap selects is given back to the guest."""
+    """An exception that the bitmap selects is given back to the guest, as its processor would have gone on.
+
+    An exception during the delivery of another may make a double fault, or end in a triple fault; one during the
+    delivery of anything else takes its place ("Reflecting Exceptions to Guest Software").
+    """
     info = cpu.read("vm_exit_interruption_info")
     vector, kind = info & 0xFF, info >> 8 & 7
-    if cpu.read("idt_vectoring_info") >> 31:
-        hypervisor.reinject(cpu)
-        return
-    if vector == 14:
-        cpu.processor.view.cr2 = qualification
-    error = cpu.read("vm_exit_interruption_error_code") if info & 1 << 11 else None
+    if kind == EXCEPTION:
+        _note_cause(cpu, vector, qualification)
+        original = cpu.read("idt_vectoring_info")
+        if original & INFO_VALID and original >> 8 & 7 == EXCEPTION:
+            first = original & 0xFF
+            if first == DF:
+                triple_fault(hypervisor, cpu, qualification)
+                return
+            if double_fault(first, vector):
+                # The exit has set RF for the second fault; a double fault saves the interrupted RFLAGS.
+                cpu.write("guest_rflags", cpu.read("guest_rflags") & ~FLAG_RF)
+                cpu.inject(DF, EXCEPTION, 0)
+                return
+    error = cpu.read("vm_exit_interruption_error_code") if info & INFO_ERROR_CODE else None
     cpu.inject(vector, kind, error, cpu.read("vm_exit_instruction_length"))
+
+
+def _note_cause(cpu: GuestCpu, vector: int, qualification: int) -> None:
+    """An exit leaves CR2, DR6, DR7.GD and DEBUGCTL.LBR as they were; delivery would have written them."""
+    view = cpu.processor.view
+    if vector == PF:
+        view.cr2 = signed(qualification)
+    elif vector == DB:
+        view.dr[6] = view.dr[6] | qualification & DR6_CAUSES
+        cpu.write("guest_dr7", cpu.read("guest_dr7") & ~DR7_GD)
+        cpu.write("guest_ia32_debugctl", cpu.read("guest_ia32_debugctl") & ~1)
+
+
+def double_fault(first: int, second: int) -> bool:
+    """Whether an exception during the delivery of an exception makes a double fault (manual: vector 8)."""
+    contributory = second in CONTRIBUTORY
+    return contributory or second == PF if first == PF else contributory and first in CONTRIBUTORY
 
 
 def external_interrupt(hypervisor, cpu: GuestCpu, qualification: int) -> None:
@@ -70,74 +101,6 @@ def skip(hypervisor, cpu: GuestCpu, qualification: int) -> None:
 def undefined(hypervisor, cpu: GuestCpu, qualification: int) -> None:
     """There is no hypercall interface and no nested VMX: #UD."""
     cpu.inject(UD, EXCEPTION)
-
-
-def cr_access(hypervisor, cpu: GuestCpu, qualification: int) -> None:
-    number, kind, register = qualification & 15, qualification >> 4 & 3, qualification >> 8 & 15
-    if number in (0, 4) and kind != 1:
-        value = _cr_operand(cpu, kind, register, qualification)
-        (write_cr0 if number == 0 else write_cr4)(hypervisor, cpu, value)
-    elif number == 8:
-        lapic = hypervisor.machine.platform.interrupts.lapics[cpu.index]
-        if kind == 0:
-            lapic.set_tpr((cpu.gpr(register) & 15) << 4)
-        else:
-            cpu.set_gpr(register, lapic.tpr >> 4)
-        cpu.skip_instruction()
-    else:
-        let_run(hypervisor, cpu, qualification)
-
-
-def _cr_operand(cpu: GuestCpu, kind: int, register: int, qualification: int) -> int:
-    """The value that MOV to CR, CLTS or LMSW would write, as the guest sees it."""
-    if kind == 0:
-        return cpu.gpr(register)
-    seen = _guest_cr0(cpu)
-    if kind == 2:
-        return seen & ~8
-    source = qualification >> 16 & 0xF
-    return seen & ~0xE | source | seen & 1
-
-
-def _guest_cr0(cpu: GuestCpu) -> int:
-    mask = cpu.read("cr0_guest_host_mask")
-    return cpu.read("guest_cr0") & ~mask | cpu.read("cr0_read_shadow") & mask
-
-
-def write_cr0(hypervisor, cpu: GuestCpu, value: int) -> None:
-    """MOV to CR0 that touches a bit of the hypervisor's: the guest sees its value, the processor keeps NE set."""
-    old = cpu.read("guest_cr0")
-    efer = cpu.read("guest_ia32_efer")
-    if value & CR0_PG and not value & 1 or value & 1 << 29 and not value & 1 << 30:
-        cpu.inject(GP, EXCEPTION, 0)
-        return
-    if value & CR0_PG and not old & CR0_PG and efer & EFER_LME:
-        if not cpu.read("guest_cr4") & CR4_PAE:
-            cpu.inject(GP, EXCEPTION, 0)
-            return
-        cpu.write("guest_ia32_efer", efer | EFER_LMA)
-        cpu.write("vm_entry_controls", cpu.read("vm_entry_controls") | IA32E_MODE_GUEST)
-    elif old & CR0_PG and not value & CR0_PG and efer & EFER_LMA:
-        cpu.write("guest_ia32_efer", efer & ~EFER_LMA)
-        cpu.write("vm_entry_controls", cpu.read("vm_entry_controls") & ~IA32E_MODE_GUEST)
-    cpu.write("cr0_read_shadow", value)
-    cpu.write("guest_cr0", value & 0xFFFF_FFFF | CR0_NE | 0x10)
-    _load_pdptes(hypervisor, cpu)
-    hypervisor.flush(cpu)
-    cpu.skip_instruction()
-
-
-def write_cr4(hypervisor, cpu: GuestCpu, value: int) -> None:
-    """MOV to CR4 that touches VMXE: refused, because CPUID does not offer VMX to the guest."""
-    cpu.inject(GP, EXCEPTION, 0)
-
-
-def _load_pdptes(hypervisor, cpu: GuestCpu) -> None:
-    """PAE paging keeps its PDPTEs in the VMCS while EPT is on."""
-    if cpu.read("guest_cr0") & CR0_PG and cpu.read("guest_cr4") & CR4_PAE and not cpu.read("guest_ia32_efer") & EFER_LMA:
-        table = hypervisor.machine.memory.read(cpu.read("guest_cr3") & 0xFFFF_FFE0, 32)
-        for i in range(4):
-            cpu.write(f"guest_pdpte{i}", int.from_bytes(table[8 * i : 8 * i + 8], "little"))
 
 
 def io_instruction(hypervisor, cpu: GuestCpu, qualification: int) -> None:
@@ -187,8 +150,7 @@ def ept_violation(hypervisor, cpu: GuestCpu, qualification: int) -> None:
             "NOT_MODELLED", hypervisor.machine.where(f"an EPT violation at RAM address {address:#x}")
         )
         return
-    hypervisor.reinject(cpu)
-    hypervisor.pass_device_page(cpu, address & ~0xFFF)
+    hypervisor.run_one_instruction(cpu, address & ~0xFFF)
 
 
 def ept_misconfiguration(hypervisor, cpu: GuestCpu, qualification: int) -> None:
@@ -199,8 +161,9 @@ def ept_misconfiguration(hypervisor, cpu: GuestCpu, qualification: int) -> None:
 
 
 def preemption_timer(hypervisor, cpu: GuestCpu, qualification: int) -> None:
-    """The time slice is over: the next entry loads the timer again."""
+    """The time slice is over: another begins."""
     hypervisor.reinject(cpu)
+    hypervisor.load_slice(cpu)
 
 
 def xsetbv(hypervisor, cpu: GuestCpu, qualification: int) -> None:

@@ -1,7 +1,7 @@
 """The dispatcher: receives every VM exit, keeps the ledger, calls hooks and the handler, and enters the guest again."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from vmx.cpu.cpuid import cpuid
 from vmx.errors import EntryFailureError
@@ -11,9 +11,32 @@ from vmx.hypervisor.vcpu import GuestCpu
 from vmx.ledger.ledger import Ledger
 from vmx.machine.processor import VirtualCpu
 from vmx.mmu.tlb import flush_all
-from vmx.state.processor import CR4_OSXSAVE, RAX, RCX
+from vmx.state.processor import CR4_OSXSAVE, RAX, RBX, RCX, RDX
 from vmx.virt import setup
 from vmx.virt.checks import explain_failure
+from vmx.virt.controls import (
+    ACTIVATE_SECONDARY_CONTROLS,
+    CR3_LOAD_EXITING,
+    CR3_STORE_EXITING,
+    CR8_LOAD_EXITING,
+    CR8_STORE_EXITING,
+    DESCRIPTOR_TABLE_EXITING,
+    ENABLE_INVPCID,
+    ENABLE_RDTSCP,
+    EXTERNAL_INTERRUPT_EXITING,
+    HLT_EXITING,
+    INTERRUPT_WINDOW_EXITING,
+    INVLPG_EXITING,
+    MONITOR_EXITING,
+    MOV_DR_EXITING,
+    MWAIT_EXITING,
+    PAUSE_EXITING,
+    RDPMC_EXITING,
+    RDTSC_EXITING,
+    UNCONDITIONAL_IO_EXITING,
+    USE_IO_BITMAPS,
+    WBINVD_EXITING,
+)
 from vmx.virt.entry import vm_entry
 from vmx.virt.fields import VMCS_REVISION
 from vmx.virt.reasons import ExitReason
@@ -22,9 +45,14 @@ ENTRY_FAILED = 1 << 31
 ExitHook = Callable[["ExitInfo"], bool | None]
 HYPERVISOR_PRESENT, OSXSAVE = 1 << 31, 1 << 27  # CPUID leaf 1, ECX
 NO_DEVICE = -1
+CPUID_INVPCID, CPUID_RDTSCP = 1 << 10, 1 << 27  # leaf 7, EBX; leaf 0x80000001, EDX
 # controls that make an instruction exit; run_one_instruction takes them off the processor for one instruction
-PRIMARY_INTERCEPTS = sum(1 << bit for bit in (7, 9, 10, 11, 12, 15, 16, 19, 20, 23, 24, 25, 29, 30))
-SECONDARY_INTERCEPTS = 1 << 2 | 1 << 6
+PRIMARY_INTERCEPTS = (
+    HLT_EXITING | INVLPG_EXITING | MWAIT_EXITING | RDPMC_EXITING | RDTSC_EXITING | CR3_LOAD_EXITING
+    | CR3_STORE_EXITING | CR8_LOAD_EXITING | CR8_STORE_EXITING | MOV_DR_EXITING | UNCONDITIONAL_IO_EXITING
+    | USE_IO_BITMAPS | MONITOR_EXITING | PAUSE_EXITING
+)  # fmt: skip
+SECONDARY_INTERCEPTS = DESCRIPTOR_TABLE_EXITING | WBINVD_EXITING
 
 
 class ExitInfo:
@@ -37,7 +65,9 @@ class ExitInfo:
         self.guest_rip, self.length = guest_rip, length
 
     def __repr__(self):
-        return f"<{ExitReason(self.reason).name} at {self.guest_rip:#x}, qualification {self.qualification:#x}>"
+        return (
+            f"<{ExitReason(self.reason).name} at {self.guest_rip:#x}, qualification {self.qualification:#x}>"
+        )
 
 
 class Hypervisor:
@@ -48,17 +78,35 @@ class Hypervisor:
         self.allocator = Allocator(machine.memory)
         self.eptp = self.allocator.extended_page_tables()
         self.msr_bitmap = self.allocator.page()
-        self._intercept_platform_msrs()
+        self.io_bitmaps = (self.allocator.page(), self.allocator.page())
+        for index in machine.platform_msrs:
+            self.intercept_msr(index)
+        for bitmap in self.io_bitmaps:
+            machine.memory.array(bitmap, 4096, "u1")[:] = 0xFF
         self.hooks: dict[int | None, list[ExitHook]] = {}
         self.guests: list[GuestCpu] = []
         self._passing: set[int] = set()
 
-    def _intercept_platform_msrs(self) -> None:
-        """MSR bitmap: reads at 0, writes at 2048 (low MSRs)."""
-        bitmap = self.machine.memory.array(self.msr_bitmap, 4096, "u1")
-        for index in self.machine.platform_msrs:
-            bitmap[index >> 3] |= 1 << (index & 7)
-            bitmap[2048 + (index >> 3)] |= 1 << (index & 7)
+    def intercept_msr(self, index: int, *, read: bool = True, write: bool = True) -> None:
+        """Choose whether RDMSR and WRMSR of an MSR exit while "use MSR bitmaps" is 1.
+
+        Only MSRs 0 to 0x1FFF and 0xC0000000 to 0xC0001FFF have a choice: the others always exit.
+        """
+        if index & ~0x1FFF not in (0, 0xC000_0000):
+            raise ValueError(f"MSR {index:#x} has no bit in the MSR bitmaps: it always exits")
+        quarter = 1024 if index >> 31 else 0  # bytes: read low, read high, write low, write high MSRs
+        self._set_bit(self.msr_bitmap + quarter, index & 0x1FFF, read)
+        self._set_bit(self.msr_bitmap + 2048 + quarter, index & 0x1FFF, write)
+
+    def intercept_ports(self, ports: Iterable[int], on: bool = True) -> None:
+        """Choose whether accesses to ports exit while "use I/O bitmaps" is 1; at first all do."""
+        for port in ports:
+            self._set_bit(self.io_bitmaps[port >> 15], port & 0x7FFF, on)
+
+    def _set_bit(self, bitmap: int, number: int, on: bool) -> None:
+        byte = self.machine.memory.array(bitmap + (number >> 3), 1, "u1")
+        mask = 1 << (number & 7)
+        byte[0] = int(byte[0]) | mask if on else int(byte[0]) & ~mask
 
     def add(self, processor: VirtualCpu, initial) -> GuestCpu:
         """Make a guest of a processor that starts with `initial` (a boot image's registers)."""
@@ -70,29 +118,49 @@ class Hypervisor:
             eptp=self.eptp,
             vpid=processor.index + 1,
             msr_bitmaps=self.msr_bitmap,
+            io_bitmaps=self.io_bitmaps if self._wants_io_bitmaps(config.controls) else None,
             controls=config.controls,
             exception_bitmap=config.exception_bitmap,
         )
+        self.load_slice(guest)
         setup.set_guest_state(guest.vmcs, initial)
         processor.load_general(initial)
         self.guests.append(guest)
         self.enter(guest)
         return guest
 
+    @staticmethod
+    def _wants_io_bitmaps(controls) -> bool:
+        return setup.named_controls(controls).get("USE_IO_BITMAPS", False)
+
+    def load_slice(self, cpu: GuestCpu) -> None:
+        """The VMX-preemption timer starts with a whole time slice at the next entry."""
+        cpu.write("vmx_preemption_timer_value", self.machine.config.preemption_timer)
+
     # --- entry ------------------------------------------------------------------------------------------
 
     def enter(self, cpu: GuestCpu) -> None:
         """VM entry. EntryFailureError names the violated check."""
         self._offer_interrupt(cpu)
+        self._enter(cpu)
+
+    def _enter(self, cpu: GuestCpu) -> None:
         status = vm_entry(cpu.processor.address)
         if status:
             raise EntryFailureError(explain_failure(status, int(cpu.processor.view.stop_detail), cpu.vmcs))
 
     def _offer_interrupt(self, cpu: GuestCpu) -> None:
-        """Inject the platform's interrupt if the guest can take it, else ask for an interrupt window."""
+        """Inject the platform's interrupt if the guest can take it, else ask for an interrupt window.
+
+        Without external-interrupt exiting the guest's processor takes interrupts by itself.
+        """
         interrupts = self.machine.platform.interrupts
-        cpu.processor.view.intr_pin = 0
+        view = cpu.processor.view
+        view.intr_pin = 0
         if not interrupts.pending(cpu.index):
+            return
+        if not cpu.read("pin_based_controls") & EXTERNAL_INTERRUPT_EXITING:
+            view.intr_pin = 1
             return
         if cpu.can_take_interrupt():
             cpu.inject(interrupts.acknowledge(cpu.index))
@@ -155,47 +223,66 @@ class Hypervisor:
 
     # --- help for handlers ------------------------------------------------------------------------------
 
-    def run_one_instruction(self, cpu: GuestCpu) -> None:
-        """Enter with the instruction intercepts off; `after_one` puts them back when it has retired."""
+    def run_one_instruction(self, cpu: GuestCpu, device_page: int = NO_DEVICE) -> None:
+        """Enter and let the processor execute the instruction at RIP with the intercepts off.
+
+        `device_page`: a guest-physical page that shall reach the platform's bus, with all device memory. Events
+        come first, as ever: when one is delivered, nothing passes, and the instruction exits again later.
+        Interrupts of the platform wait until `after_one`, so that an exit is one exit.
+        """
         self.reinject(cpu)
-        self.enter(cpu)
         view = cpu.processor.view
+        view.intr_pin = 0
+        if self.machine.platform.interrupts.pending(cpu.index) and not cpu.can_take_interrupt():
+            cpu.want_interrupt_window(True)
+        self._enter(cpu)
         view.primary_controls = int(view.primary_controls) & ~PRIMARY_INTERCEPTS
         view.secondary_controls = int(view.secondary_controls) & ~SECONDARY_INTERCEPTS
         view.passing = 1
-        self._passing.add(cpu.index)
-        self.machine.step_limit(cpu.index)
-
-    def pass_device_page(self, cpu: GuestCpu, page: int) -> None:
-        """Enter with one guest-physical page connected to the platform's memory bus for one instruction."""
-        self.enter(cpu)
-        cpu.processor.view.device_gpa = page
+        view.device_gpa = device_page
         self._passing.add(cpu.index)
         self.machine.step_limit(cpu.index)
 
     def after_one(self, processor: VirtualCpu) -> None:
-        """The instruction that ran with something passed through has retired, or has exited again."""
-        if processor.index in self._passing:
-            self._passing.discard(processor.index)
-            cpu = self.guests[processor.index]
-            view = processor.view
-            view.device_gpa = NO_DEVICE
-            view.passing = 0
-            if view.non_root:
-                view.primary_controls = cpu.read("primary_controls")
-                view.secondary_controls = cpu.read("secondary_controls")
+        """The instruction that was let through has retired, or something else came first."""
+        if processor.index not in self._passing:
+            return
+        self._passing.discard(processor.index)
+        cpu, view = self.guests[processor.index], processor.view
+        view.device_gpa = NO_DEVICE
+        view.passing = 0
+        if not view.non_root:
+            return
+        view.primary_controls = cpu.read("primary_controls")
+        view.secondary_controls = cpu.read("secondary_controls")
+        view.attention = 1
+        waiting = self.machine.platform.interrupts.pending(cpu.index)
+        if waiting and not cpu.read("primary_controls") & INTERRUPT_WINDOW_EXITING:
+            view.intr_pin = 1
 
     def flush(self, cpu: GuestCpu) -> None:
         """Forget translations after a control register was changed on the guest's behalf."""
         flush_all(cpu.processor.address)
 
     def cpuid(self, cpu: GuestCpu) -> None:
-        """CPUID for the guest: the processor's own answer, with the hypervisor bit set and the guest's OSXSAVE."""
+        """CPUID for the guest: the processor's own answer, with the hypervisor bit set and the guest's OSXSAVE.
+
+        Instructions that a control bit makes undefined are not reported.
+        """
         leaf = cpu.gpr(RAX) & 0xFFFF_FFFF
         cpuid(cpu.processor.address)
-        if leaf == 1:
+        if leaf == 7 and not self._secondary(cpu, ENABLE_INVPCID):
+            cpu.set_gpr(RBX, cpu.gpr(RBX) & ~CPUID_INVPCID)
+        elif leaf == 0x8000_0001 and not self._secondary(cpu, ENABLE_RDTSCP):
+            cpu.set_gpr(RDX, cpu.gpr(RDX) & ~CPUID_RDTSCP)
+        elif leaf == 1:
             os_xsave = OSXSAVE if cpu.read("guest_cr4") & CR4_OSXSAVE else 0
             cpu.set_gpr(RCX, cpu.gpr(RCX) & ~OSXSAVE | os_xsave | HYPERVISOR_PRESENT)
+
+    @staticmethod
+    def _secondary(cpu: GuestCpu, bit: int) -> bool:
+        active = cpu.read("primary_controls") & ACTIVATE_SECONDARY_CONTROLS
+        return bool(active and cpu.read("secondary_controls") & bit)
 
     def xcr0_allowed(self, value: int) -> bool:
         """XSETBV: x87 always, and no more than CPUID offers."""

@@ -18,6 +18,7 @@ EPT_EXIT = 7  # a Status: the translation needs a VM exit, with cpu.ept_reason a
 EPT_VIOLATION, EPT_MISCONFIGURATION = 48, 49
 
 PHYSICAL_ADDRESS_BITS = 40  # MAXPHYADDR, as CPUID reports it
+NOTHING_THERE = (1 << PHYSICAL_ADDRESS_BITS) - 4096  # a physical page without RAM or device
 ADDRESS = (1 << PHYSICAL_ADDRESS_BITS) - 4096
 RESERVED_ADDRESS = (1 << 52) - (1 << PHYSICAL_ADDRESS_BITS)
 
@@ -34,9 +35,16 @@ _LARGE = 1 << 7
 
 @compiled
 def ept_exit(cpu, reason, qualification, gpa):
-    """Stage a VM exit, return -1; an access to the page that the hypervisor's emulator serves passes."""
-    if qualification & FINAL_ACCESS and gpa & ~0xFFF == cpu.device_gpa:
-        return gpa & ~0xFFF
+    """Stage a VM exit, return -1; while the hypervisor's emulator lets an instruction through, devices pass.
+
+    Every device page does, because a string instruction can touch several. The page that the emulator names
+    may be RAM that is not the guest's: what passes there is a page without anything.
+    """
+    if qualification & FINAL_ACCESS and cpu.device_gpa != -1:
+        if host_of(cpu, gpa) == 0:
+            return gpa & ~0xFFF
+        if gpa & ~0xFFF == cpu.device_gpa:
+            return NOTHING_THERE
     cpu.ept_reason = reason
     cpu.ept_qualification = qualification if reason == EPT_VIOLATION else 0
     cpu.exit_physical = gpa

@@ -19,6 +19,7 @@ from vmx.state.processor import (
     EXIT,
     FLAG_RF,
     FLAG_TF,
+    MC,
     PROCESSOR,
     SHADOW_MOV_SS,
     SHADOW_NMI,
@@ -81,8 +82,10 @@ def _saved_rflags(cpu, reason):
     if reason == _EPT_VIOLATION or reason == _EPT_MISCONFIGURATION:
         return rflags if cpu.vectoring_info & INFO_VALID else rflags | FLAG_RF
     info = cpu.exit_interruption_info
-    if reason == _EXCEPTION_NMI and interruption_type(info) == TYPE_EXCEPTION and info & 0xFF != DB:
-        return rflags | FLAG_RF  # faults are restarted without meeting an instruction breakpoint again
+    if reason == _EXCEPTION_NMI and interruption_type(info) == TYPE_EXCEPTION:
+        vector = info & 0xFF
+        if vector != DB and vector != DF and vector != MC:
+            return rflags | FLAG_RF  # faults are restarted without meeting an instruction breakpoint again
     return rflags
 
 

@@ -2,8 +2,8 @@
 instructions.
 
 Manual: "VMX-Preemption Timer". Virtual time is retired instructions times `ns_per_instruction`. Whoever
-moves time forward without retiring instructions (HLT) must bring `cpu.preemption_deadline` forward by as
-much.
+moves time forward without retiring instructions (HLT) tells `time_passed`, and looks at `ns_to_expiry` to see
+how far it may go.
 """
 
 from vmx.state.bits import udiv, ule, urem
@@ -35,3 +35,20 @@ def preemption_value(cpu):
     ticks = seconds_part + udiv(urem(ns, _KHZ_PER_GHZ) * cpu.tsc_khz, _KHZ_PER_GHZ)
     # The deadline is rounded up to a whole instruction, so the count can pass what was loaded.
     return min(ticks >> PREEMPTION_TIMER_SHIFT, _LARGEST_VALUE)
+
+
+def ns_to_expiry(cpu) -> int | None:
+    """Virtual ns until the timer of a guest expires, 0 when it has; None when none runs. `cpu` is a view."""
+    deadline = int(cpu.preemption_deadline)
+    if deadline == NEVER:
+        return None
+    return max(0, deadline - int(cpu.retired)) * int(cpu.ns_per_instruction)
+
+
+def time_passed(cpu, ns: int) -> None:
+    """Virtual time has moved forward by `ns` without instructions: the timer counts in HLT as well."""
+    deadline, retired = int(cpu.preemption_deadline), int(cpu.retired)
+    if deadline != NEVER:
+        cpu.preemption_deadline = max(retired, deadline - ns // int(cpu.ns_per_instruction))
+        if deadline > retired >= int(cpu.preemption_deadline):
+            cpu.attention = 1
