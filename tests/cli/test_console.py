@@ -181,8 +181,13 @@ def test_terminal_mode_comes_back_however_the_process_ends(terminal, then, numbe
 def test_stop_and_continue(terminal):
     master, slave = terminal
     before = termios.tcgetattr(slave)
+    # A group of its own, with a parent outside it: processes of an orphaned group are never stopped by SIGTSTP.
     child = subprocess.Popen(
-        [sys.executable, "-c", CHILD.format(then="time.sleep(60)")], cwd=ROOT, stdin=slave, stdout=slave
+        [sys.executable, "-c", CHILD.format(then="time.sleep(60)")],
+        cwd=ROOT,
+        stdin=slave,
+        stdout=slave,
+        process_group=0,
     )
     try:
         assert b"raw" in os.read(master, 100)

@@ -242,6 +242,8 @@ class TerminalConsole(_OutputConsole):
         self._restore()
         signal.signal(number, signal.SIG_DFL)
         os.kill(os.getpid(), number)
+        # Continued, or never stopped: the kernel does not stop an orphaned process group.
+        self._continued(number, frame)
 
     def _continued(self, number: int, frame: object) -> None:
         signal.signal(signal.SIGTSTP, self._stopped)
