@@ -186,6 +186,7 @@ def _run(config: "MachineConfig", output: Path | None, as_json: bool, quiet: boo
     if directory:
         directory.write_config(config)
     failure: Exception | None = None
+    result: Any
     with open_console(config.serial, 2 if as_json else 1, console_log) as console:
         machine = Machine(config, console=console)
         console.status = getattr(machine, "status", None)
