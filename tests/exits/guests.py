@@ -44,7 +44,16 @@ def machine(name: str, tmp_path, **config) -> Machine:
     built.memory.write(HANDLERS, bytes.fromhex(_code()["handlers"]))
     built.memory.write(IDT, b"".join(_gate(vector) for vector in range(256)))
     built.memory.write(IDT_POINTER, struct.pack("<HQ", 0xFFF, IDT))
+    _mask_timer(built, config.get("controls", {}).get("INTERRUPT_WINDOW_EXITING", False))
     return built
+
+
+def _mask_timer(built: Machine, window: bool) -> None:
+    """Only what a test arranges interrupts: at power-on the timer's line is high and the PIC open."""
+    for port in (0x21, 0xA1):
+        built.platform.ports.write(port, 1, 0xFF)
+    built.vmcs().want_interrupt_window(window)
+    built.processors[0].view.primary_controls = built.vmcs().read("primary_controls")
 
 
 @dataclass

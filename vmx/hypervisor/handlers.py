@@ -64,8 +64,13 @@ def double_fault(first: int, second: int) -> bool:
 
 
 def external_interrupt(hypervisor, cpu: GuestCpu, qualification: int) -> None:
-    """Some device of the platform wants attention: interrupts are looked at before every entry."""
-    hypervisor.reinject(cpu)
+    """Some device of the platform wants attention: interrupts are looked at before every entry.
+
+    With "acknowledge interrupt on exit" it is acknowledged already, and kept until the guest can take it.
+    """
+    info = cpu.read("vm_exit_interruption_info")
+    if info & INFO_VALID:
+        cpu.acknowledged.append(info & 0xFF)
 
 
 def triple_fault(hypervisor, cpu: GuestCpu, qualification: int) -> None:
@@ -181,7 +186,6 @@ HANDLERS: dict[int, Handler] = {
     R.EXTERNAL_INTERRUPT: external_interrupt,
     R.TRIPLE_FAULT: triple_fault,
     R.INTERRUPT_WINDOW: interrupt_window,
-    R.NMI_WINDOW: external_interrupt,
     R.CPUID: cpuid,
     R.HLT: hlt,
     R.INVD: skip,

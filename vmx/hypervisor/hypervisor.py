@@ -157,16 +157,19 @@ class Hypervisor:
         interrupts = self.machine.platform.interrupts
         view = cpu.processor.view
         view.intr_pin = 0
-        if not interrupts.pending(cpu.index):
+        if not self._waiting(cpu):
             return
         if not cpu.read("pin_based_controls") & EXTERNAL_INTERRUPT_EXITING:
             view.intr_pin = 1
             return
         if cpu.can_take_interrupt():
-            cpu.inject(interrupts.acknowledge(cpu.index))
-            if not interrupts.pending(cpu.index):
+            cpu.inject(cpu.acknowledged.pop(0) if cpu.acknowledged else interrupts.acknowledge(cpu.index))
+            if not self._waiting(cpu):
                 return
         cpu.want_interrupt_window(True)
+
+    def _waiting(self, cpu: GuestCpu) -> bool:
+        return bool(cpu.acknowledged) or self.machine.platform.interrupts.pending(cpu.index)
 
     def interrupt(self, index: int) -> None:
         """The platform's INTR for a virtual CPU: if it runs, it must exit."""
@@ -233,7 +236,7 @@ class Hypervisor:
         self.reinject(cpu)
         view = cpu.processor.view
         view.intr_pin = 0
-        if self.machine.platform.interrupts.pending(cpu.index) and not cpu.can_take_interrupt():
+        if self._waiting(cpu) and not cpu.can_take_interrupt():
             cpu.want_interrupt_window(True)
         self._enter(cpu)
         view.primary_controls = int(view.primary_controls) & ~PRIMARY_INTERCEPTS
@@ -253,12 +256,13 @@ class Hypervisor:
         view.passing = 0
         if not view.non_root:
             return
+        if cpu.acknowledged:
+            cpu.want_interrupt_window(True)
+        elif self._waiting(cpu) and not cpu.read("primary_controls") & INTERRUPT_WINDOW_EXITING:
+            view.intr_pin = 1
         view.primary_controls = cpu.read("primary_controls")
         view.secondary_controls = cpu.read("secondary_controls")
         view.attention = 1
-        waiting = self.machine.platform.interrupts.pending(cpu.index)
-        if waiting and not cpu.read("primary_controls") & INTERRUPT_WINDOW_EXITING:
-            view.intr_pin = 1
 
     def flush(self, cpu: GuestCpu) -> None:
         """Forget translations after a control register was changed on the guest's behalf."""

@@ -44,6 +44,7 @@ class GuestCpu:
     def __init__(self, processor: VirtualCpu, vmcs_address: int):
         self.processor = processor
         self.index = processor.index
+        self.acknowledged: list[int] = []  # vectors of interrupts that an exit has acknowledged
         memory = processor.memory
         self.vmcs_words = memoryview(memory.array(vmcs_address, 512))
         self.vmcs = memory.array(vmcs_address, 4096, "u1").view(VMCS.dtype)  # shape (1,)
