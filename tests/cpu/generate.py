@@ -233,6 +233,8 @@ class Maker:
         target = layout.window + 64 + rng.randrange(WINDOW - 192)
         if self.mode == 2 and rng.random() < 0.04:  # the operand may cross into the page that is not there
             target = layout.window + WINDOW - rng.randrange(1, 17)
+            # MOVSXD r16 reads 2 bytes on Intel's processors, 4 on AMD's
+            self.sensible &= self.row.mnemonic != "MOVSXD" or b"\x66" not in self.code[:4]
         elif rng.random() < 0.5 or operation == CMPXCHG8B:
             target &= ~15
         base, index = REGISTER[ins.memory_base], REGISTER[ins.memory_index]

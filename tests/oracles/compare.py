@@ -45,9 +45,8 @@ def explain(before, ours, theirs, defined, mode=2) -> str:
     changed = (int(ours["rflags"]) ^ int(theirs["rflags"])) & int(defined)
     if changed:
         names = " ".join(FLAG_NAMES.get(b, f"bit {b}") for b in range(22) if changed >> b & 1)
-        lines.append(
-            f"  rflags {int(before['rflags']):#x} -> {int(ours['rflags']):#x}, oracle {int(theirs['rflags']):#x}: {names}"
-        )
+        values = [f"{int(each['rflags']):#x}" for each in (before, ours, theirs)]
+        lines.append(f"  rflags {values[0]} -> {values[1]}, oracle {values[2]}: {names}")
     if theirs["vector"] == PAGE_FAULT and ours["vector"] == PAGE_FAULT:
         for name in ("error", "address"):
             if ours[name] != theirs[name]:

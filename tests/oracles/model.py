@@ -141,7 +141,7 @@ class Model:
         view.host_tlb = host_address(self.tlb)
         view.host_code_cache = host_address(self.code_cache)
         view.host_vector_stubs = stub_table()
-        view.limit = view.preemption_deadline = -1
+        view.limit = view.preemption_deadline = view.interrupt_vector = view.device_gpa = -1
         self.layout = LAYOUTS[mode]
         self._enter(mode, cpl)
         self.ram[self.layout.code : self.layout.code + 4096] = 0xCC

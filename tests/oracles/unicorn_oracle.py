@@ -11,6 +11,15 @@ _GPR = [getattr(x86, f"UC_X86_REG_{n}") for n in "EAX ECX EDX EBX ESP EBP ESI ED
 _SEGMENTS = [getattr(x86, f"UC_X86_REG_{n}") for n in "ES CS SS DS FS GS".split()]
 
 
+PREFIXES = b"\xf0\xf2\xf3\x66\x67\x26\x2e\x36\x3e\x64\x65"
+
+
+def is_repeated(code: bytes) -> bool:
+    """Whether a REP or REPNE prefix precedes the opcode."""
+    prefixes = code[: len(code) - len(code.lstrip(PREFIXES))]
+    return b"\xf2" in prefixes or b"\xf3" in prefixes
+
+
 class Oracle:
     """One Unicorn processor in real mode (0) or flat 32-bit mode (1)."""
 
@@ -24,6 +33,7 @@ class Oracle:
         self.uc = unicorn.Uc(unicorn.UC_ARCH_X86, unicorn.UC_MODE_16 if mode == 0 else unicorn.UC_MODE_32)
         for page in (self.layout.data, self.layout.code):
             self.uc.mem_map(page, 4096)
+        self.uc.mem_write(self.layout.code, b"\xcc" * 4096)
         if mode == 0:
             for register, base in zip(_SEGMENTS, self.layout.bases, strict=True):
                 self.uc.reg_write(register, base >> 4)
@@ -44,8 +54,7 @@ class Oracle:
             uc.reg_write(register, int(number))
         uc.reg_write(x86.UC_X86_REG_EFLAGS, int(case["rflags"]))
         self.vector = -1
-        code = bytes(case["code"][:4])
-        repeated = b"\xf2" in code or b"\xf3" in code
+        repeated = is_repeated(case["code"].tobytes())
         try:
             if repeated:
                 uc.emu_start(layout.rip, layout.rip + int(case["length"]))
