@@ -27,6 +27,7 @@ from vmx.virt.reasons import ExitReason
 log = logging.getLogger(__name__)
 
 SLICE = 4_000_000  # instructions between two looks at the console and the host's clock
+LOOK_TURNS = 256  # device events between two such looks while the processor is halted
 FIRST_GUEST = "teach"
 SLICE_OF_INPUT = 50_000  # the same while input is plenty
 JUMP_TO_ITSELF = b"\xeb\xfe"
@@ -83,6 +84,7 @@ class Machine:
         self._stop_requested = False
         self._single = [False] * config.cpus
         self._console_due = 0
+        self._deadline: float | None = None
         pins = Pins(
             interrupt=self._interrupt,
             nmi=self._nmi,
@@ -156,7 +158,7 @@ class Machine:
         cpu = self.processors[0]
         self.outcome, self._stop_requested = None, False
         start = time.perf_counter()
-        deadline = None if timeout_s is None else start + timeout_s
+        deadline = self._deadline = None if timeout_s is None else start + timeout_s
         last = (1 << 63) if max_instructions is None else cpu.retired + max_instructions
         self._console_due = 0
         while self.outcome is None:
@@ -316,15 +318,20 @@ class Machine:
         if not enabled and not cpu.view.nmi_pin:
             self.finish("HUNG", self.where("halted with interrupts off: nothing can wake the processor"))
             return
+        turns = 0
         while self.outcome is None and not interrupts.pending(cpu.index):
             self._feed_uart()
             if interrupts.pending(cpu.index):
                 break
             due = clock.next_event()
+            turns += 1
+            idle = due is None or not self.console.complete
+            if (idle or turns % LOOK_TURNS == 0) and self._look_outside(self._deadline):
+                return
             if due is None and self.console.closed:
                 self.finish("HUNG", self.where("halted, and no device will ever wake it"))
                 return
-            if not self.console.complete and not self._wait_on_host(cpu, due):
+            if idle and not self._wait_on_host(cpu, due):
                 continue
             if due is not None:
                 cpu.advance_to(due)
