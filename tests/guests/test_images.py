@@ -20,6 +20,8 @@ PT_LOAD = 1
 # QEMU without KVM does not check segment limits or null segments.
 NOT_IN_QEMU = {"segment limit", "expand-down segment", "null segment"}
 
+# QEMU powers off some time after it was told to; on a busy host the guest leaves by isa-debug-exit before that.
+POWERED_OFF = (0, 1)
 needs_qemu = pytest.mark.skipif(not shutil.which("qemu-system-x86_64"), reason="no qemu-system-x86_64 here")
 
 
@@ -113,7 +115,7 @@ def test_hello_in_qemu():
 def test_prot32_in_qemu():
     status, output = boot("prot32")
     results = dict(line.split(None, 1)[::-1] for line in output.splitlines() if line[:4] in ("ok  ", "FAIL"))
-    assert status == 0
+    assert status in POWERED_OFF
     assert len(results) == 33
     assert {name for name, result in results.items() if result == "FAIL"} <= NOT_IN_QEMU
 
@@ -122,7 +124,7 @@ def test_prot32_in_qemu():
 def test_teach_runs_a_script_and_powers_off():
     script = "run=hello,primes,counter,pagetest,exits,fault,fault:kernel,fault:exec,nonsense"
     status, output = boot("teach", "-append", script)
-    assert status == 0
+    assert status in POWERED_OFF
     for expected in (
         "hello from ring 3, pid 2\n",
         "primes: 9592 primes up to 100000, the last is 99991\n",
@@ -150,7 +152,7 @@ def test_teach_preempts_processes_that_never_yield():
 @needs_qemu
 def test_teach_shell_answers_on_the_console():
     status, output = boot("teach", keys=b"xyz\x7f\x7f\x7fprimes 1000 &\rhello\rmem\rpoweroff\r")
-    assert status == 0
+    assert status in POWERED_OFF
     assert output.count("teach> ") == 4
     assert "hello from ring 3" in output
     assert "primes: 168 primes up to 1000, the last is 997\n" in output

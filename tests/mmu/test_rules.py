@@ -5,6 +5,7 @@ from itertools import product
 import pytest
 
 from tests.mmu.world import ACCESSES, EPT_TABLES, LOW, levels_of
+from vmx.mmu.ept import NOTHING_THERE
 from vmx.mmu.translate import FETCH, READ, WRITE
 from vmx.state.processor import CR0_WP, CR4_PSE, CR4_SMAP, CR4_SMEP
 
@@ -203,18 +204,21 @@ def test_references_of_a_walk(world, mode, depth, ept_leaf, references):
 
 
 def test_the_emulators_device_page_passes_ept(world):
+    """While one instruction is let through, all device memory passes, and the named page as an empty one."""
     world.map_ept()
     world.set_mode("none")
     device = 0xFEE0_0000
-    assert world.translate(device + 0x20, READ)[0] == "EPT violation"
+    assert world.translate(device + 0x20, READ) == ("EPT violation", device + 0x20, 0x181)
     world.cpu.device_gpa = device
     assert world.translate(device + 0x20, READ) == ("ok", device + 0x20, device + 0x20)
     assert not world.hit(device)
-    assert world.translate(device + 0x1000, WRITE) == ("EPT violation", device + 0x1000, 0x182)
+    assert world.translate(device + 0x1000, WRITE) == ("ok", device + 0x1000, device + 0x1000)
     world.put(EPT_TABLES + 3 * 4096 + 8 * 5, 0x5000 | 2)  # misconfigured: writable, not readable
     assert world.translate(0x5000, READ)[0] == "EPT misconfiguration"
     world.cpu.device_gpa = 0x5000
-    assert world.translate(0x5008, READ) == ("ok", 0x5008, 0x5008)
+    assert world.translate(0x5008, READ) == ("ok", 0x5008, NOTHING_THERE | 8)
+    world.cpu.device_gpa = -1
+    assert world.translate(device + 0x1000, WRITE) == ("EPT violation", device + 0x1000, 0x182)
 
 
 def test_tables_outside_ram_read_as_ones(world):
