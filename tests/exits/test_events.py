@@ -5,11 +5,17 @@ import pytest
 from tests.exits.guests import code_of, machine, run
 from tests.exits.rows import CODE, INTERRUPT_VECTOR, TS, interrupt_at
 from vmx import ExitReason as R
-from vmx.errors import ConfigurationError
-from vmx.state.processor import ACTIVITY_HLT
+from vmx.errors import ConfigurationError, EntryFailureError
+from vmx.virt.capability import allowed
+from vmx.virt.controls import WORDS, find_control
 from vmx.virt.preemption import ns_to_expiry, time_passed
 
 RAM_PAGE = 0x20_0000
+# They belong to the address space of the host, or stand on each other.
+NEEDED_BY_OTHERS = {
+    *("ENABLE_EPT", "UNRESTRICTED_GUEST", "ACTIVATE_SECONDARY_CONTROLS", "HOST_ADDRESS_SPACE_SIZE"),
+    "SAVE_VMX_PREEMPTION_TIMER",
+}
 NS = 16  # virtual time of an instruction
 
 
@@ -95,7 +101,6 @@ def test_an_interrupt_ends_hlt_without_hlt_exiting(tmp_path):
     outcome = run(built, "halt_loop")
     assert reasons(outcome) == [R.EXTERNAL_INTERRUPT]
     assert outcome.registers["r14"] == INTERRUPT_VECTOR
-    assert ACTIVITY_HLT == 1
 
 
 def test_triple_fault(tmp_path):
@@ -218,3 +223,25 @@ def test_any_spelling_of_a_control(tmp_path, name):
 def test_a_choice_that_cannot_be_is_one_message(tmp_path, controls, words):
     with pytest.raises(ConfigurationError, match=words):
         machine("read_cr0", tmp_path, controls=controls)
+
+
+def _switchable():
+    for key, word in WORDS.items():
+        must, may = allowed(key)
+        yield from (name for name, bit in word.names.items() if may & bit and not must & bit)
+
+
+@pytest.mark.parametrize("name", _switchable())
+def test_every_control_switched_works_or_names_the_violated_check(tmp_path, name):
+    """The other controls keep their defaults; those that some other control needs are refused by VM entry."""
+    field, bit = find_control(name)[0].field, find_control(name)[1]
+    on = machine("cpuid_twice", tmp_path).vmcs().read(field) & bit
+    try:
+        built = machine("cpuid_twice", tmp_path, controls={name: not on})
+    except EntryFailureError as error:
+        assert "VM entry failed: " in str(error) and "check " in str(error)
+        assert name in NEEDED_BY_OTHERS
+        return
+    outcome = run(built, "cpuid_twice")
+    assert outcome.stop == "DEBUG_EXIT"
+    assert reasons(outcome).count(R.CPUID) == 2
