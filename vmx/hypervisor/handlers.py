@@ -10,7 +10,7 @@ from collections.abc import Callable
 from vmx.hypervisor.control_registers import cr_access
 from vmx.hypervisor.vcpu import GuestCpu
 from vmx.state.bits import signed
-from vmx.state.processor import DB, DE, DF, FLAG_RF, GP, NP, PF, SS_FAULT, TS, UD
+from vmx.state.processor import ACTIVITY_HLT, DB, DE, DF, FLAG_RF, GP, NP, PF, SS_FAULT, TS, UD
 from vmx.virt.interruption import INFO_ERROR_CODE, INFO_VALID, TYPE_EXCEPTION
 from vmx.virt.reasons import ExitReason
 
@@ -91,6 +91,8 @@ def hlt(hypervisor, cpu: GuestCpu, qualification: int) -> None:
     cpu.skip_instruction()
     enabled = bool(cpu.read("guest_rflags") & 1 << 9)
     hypervisor.machine.wait_for_interrupt(cpu.processor, enabled)
+    if hypervisor.machine.outcome is not None:  # the run ends here; another one goes on waiting
+        cpu.write("guest_activity_state", ACTIVITY_HLT)
 
 
 def let_run(hypervisor, cpu: GuestCpu, qualification: int) -> None:

@@ -149,6 +149,12 @@ class Hypervisor:
         if status:
             raise EntryFailureError(explain_failure(status, int(cpu.processor.view.stop_detail), cpu.vmcs))
 
+    def resume(self) -> None:
+        """Enter the guests whose last exit ended a run."""
+        for guest in self.guests:
+            if not guest.processor.view.non_root:
+                self.enter(guest)
+
     def _offer_interrupt(self, cpu: GuestCpu) -> None:
         """Inject the platform's interrupt if the guest can take it, else ask for an interrupt window.
 

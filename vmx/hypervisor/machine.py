@@ -157,6 +157,8 @@ class Machine:
         """
         cpu = self.processors[0]
         self.outcome, self._stop_requested = None, False
+        if self.hypervisor is not None:
+            self.hypervisor.resume()
         start = time.perf_counter()
         deadline = self._deadline = None if timeout_s is None else start + timeout_s
         last = (1 << 63) if max_instructions is None else cpu.retired + max_instructions
