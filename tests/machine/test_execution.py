@@ -206,6 +206,37 @@ def test_nothing_answers_where_nothing_is(tmp_path, bare):
 
 
 @pytest.mark.parametrize("bare", BOTH)
+def test_accesses_across_pages_where_nothing_is(tmp_path, bare):
+    """Parts of 1 to 3 bytes each; and from the end of a device's page into nothing."""
+    code = b"\x31\xdb"
+    for start in (0xD000_0FFD, 0xD000_0FFE, 0xD000_0FFF, APIC + 0xFFE):
+        code += b"\x03\x1d" + dword(start) + b"\x89\x1d" + dword(start)  # ADD EBX, [start]; MOV [start], EBX
+    code += leave(4)
+    assert status_of(tmp_path, code, bare)[0] == 4
+
+
+@pytest.mark.parametrize("bare", BOTH)
+def test_instructions_with_many_accesses_of_device_memory(tmp_path, bare):
+    """PUSHA, POPA, ENTER with 31 levels and FXSAVE where nothing is: no instruction has too many accesses."""
+    code = b"\xbc" + dword(0xD000_1002) + b"\x60\x61" + b"\xc8\x10\x00\x1f"
+    code += bytes.fromhex("0f20e0 0d00020000 0f22e0")  # CR4.OSFXSR
+    code += b"\x0f\xae\x05" + dword(0xD000_0F00) + leave(5)
+    assert status_of(tmp_path, code, bare)[0] == 5
+
+
+@pytest.mark.parametrize("bare", BOTH)
+@pytest.mark.parametrize("string", [b"\xf3\xaa", b"\xf3\x6e", b"\xf3\xa5"], ids=["STOSB", "OUTSB", "MOVSD"])
+def test_limits_hold_in_a_long_rep_of_device_accesses(tmp_path, bare, string):
+    """Four thousand million elements that the host has to perform: the run ends at its limit all the same."""
+    code = b"\xbf" + dword(0xD000_0000) + b"\xbe" + dword(0xD000_0000) + b"\x66\xba\xe9\x00"
+    code += b"\xb9" + dword(0xFFFF_FFFF) + string
+    machine, result = run_flat(tmp_path, code, bare=bare, limit=20)
+    assert result.stop == "INSTRUCTION_LIMIT"
+    done = 0xFFFF_FFFF - machine.inspect().registers["rcx"]
+    assert 0 < done < 100_000
+
+
+@pytest.mark.parametrize("bare", BOTH)
 def test_text_on_the_screen(tmp_path, bare):
     text = b"vmx"
     code = b"".join(

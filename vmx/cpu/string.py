@@ -40,6 +40,7 @@ from vmx.virt.reasons import ExitReason
 
 IO_INSTRUCTION = int(ExitReason.IO_INSTRUCTION)
 CHUNK = 4096  # elements
+BUS_CHUNK = 256  # elements that use the bus: the host performs each of them, and its limits have to hold
 
 
 @compiled
@@ -247,6 +248,7 @@ def _repeat(cpu, d, op, size, delta):
         status = _element(cpu, d, op, size, delta)
         if status:
             return status  # the elements before it are done; the instruction is restarted at this one
+        served = cpu.bus_count
         forget_bus_answers(cpu)
         count -= 1
         gpr_write(cpu, RCX, d.address_size, count)
@@ -258,6 +260,11 @@ def _repeat(cpu, d, op, size, delta):
             return JUMP
         if cpu.code_changed:
             break
+        if served:
+            # an access of the bus restarts the instruction, so the elements since its start do not tell
+            cpu.bus_elements += 1
+            if cpu.bus_elements & (BUS_CHUNK - 1) == 0:
+                break
     cpu.next_rip = cpu.rip
     return JUMP
 

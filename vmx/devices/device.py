@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-ALL_ONES = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFF_FFFF, 8: 0xFFFF_FFFF_FFFF_FFFF}
+ALL_ONES = {
+    size: (1 << 8 * size) - 1 for size in range(1, 9)
+}  # an access that crosses a page comes in two parts of any size
 NS_PER_SECOND = 1_000_000_000
 
 

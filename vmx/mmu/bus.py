@@ -7,9 +7,10 @@ its bus accesses before it changes state, and nothing is ever performed twice.
 """
 
 from vmx.state.jit import compiled
-from vmx.state.processor import BUS_LOG, STOP, Bus, Stop
+from vmx.state.processor import BUS_LOG, STOP, Bus, NotModelled, Stop
 
 PORT, MEMORY, MSR = int(Bus.PORT), int(Bus.MEMORY), int(Bus.MSR)
+NOT_MODELLED, BUS_ACCESSES = int(Stop.NOT_MODELLED), int(NotModelled.BUS_ACCESSES)
 _STOP_OF_KIND = (int(Stop.PORT), int(Stop.MMIO), int(Stop.MSR))
 
 
@@ -20,6 +21,11 @@ def bus_access(cpu, kind, address, size, write, value):
         answer = cpu.bus_log[cpu.bus_position]
         cpu.bus_position += 1
         return answer
+    cpu.fault = STOP
+    if cpu.bus_count == BUS_LOG:
+        cpu.stop = NOT_MODELLED
+        cpu.stop_detail = BUS_ACCESSES
+        return 0
     cpu.bus_kind = kind
     cpu.bus_address = address
     cpu.bus_size = size
@@ -31,7 +37,6 @@ def bus_access(cpu, kind, address, size, write, value):
         cpu.stop = _STOP_OF_KIND[MEMORY]
     else:
         cpu.stop = _STOP_OF_KIND[MSR]
-    cpu.fault = STOP
     return 0
 
 
@@ -45,8 +50,6 @@ def forget_bus_answers(cpu):
 def answer(cpu, value: int) -> None:
     """The host's half: append the answer to the request in `cpu.bus_*` (a Python view of the record)."""
     count = int(cpu.bus_count)
-    if count >= BUS_LOG:
-        raise RuntimeError(f"one instruction made more than {BUS_LOG} bus accesses")
     cpu.bus_log[count] = value
     cpu.bus_count = count + 1
     cpu.bus_position = 0

@@ -36,7 +36,7 @@ RAX, RCX, RDX, RBX, RSP, RBP, RSI, RDI, R8, R9, R10, R11, R12, R13, R14, R15 = r
 NO_REGISTER = 16  # gpr[16] is always zero: an absent base or index
 RIP_REGISTER = 17  # base of RIP-relative addressing
 
-BUS_LOG = 8  # bus accesses that one instruction may make before it completes
+BUS_LOG = 192  # bus accesses that one instruction may make: XSAVE makes 72, twice that across a page
 
 PROCESSOR = struct(
     "Processor",
@@ -133,6 +133,7 @@ PROCESSOR = struct(
         ("bus_address", "u8"),
         ("bus_value", "u8"),
         ("bus_log", "u8", (BUS_LOG,)),
+        ("bus_elements", "u8"),  # elements of string instructions that used the bus, see vmx.cpu.string
         # translation
         ("tlb_bank", "u8"),  # host address of the bank for the current privilege
         ("tlb_context", "u8"),  # low 12 bits of tags that match
@@ -292,6 +293,7 @@ class NotModelled(enum.IntEnum):
     HOST_WITHOUT_VECTOR_STUBS = 4
     FIVE_LEVEL_PAGING = 5
     SHUTDOWN_STATE = 6
+    BUS_ACCESSES = 7  # more than BUS_LOG by one instruction
 
 
 class PageFlag(enum.IntFlag):
