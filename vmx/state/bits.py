@@ -42,7 +42,9 @@ def primitive(arity):
 
         def implementation(typingctx, *args):
             def codegen(context, builder, sig, values):
-                values = [context.cast(builder, v, t, types.int64) for v, t in zip(values, sig.args, strict=True)]
+                values = [
+                    context.cast(builder, v, t, types.int64) for v, t in zip(values, sig.args, strict=True)
+                ]
                 return emit(builder, *values)
 
             return signature, codegen
