@@ -40,7 +40,7 @@ from vmx.virt.reasons import ExitReason
 
 IO_INSTRUCTION = int(ExitReason.IO_INSTRUCTION)
 CHUNK = 4096  # elements
-BUS_CHUNK = 256  # elements that use the bus: the host performs each of them, and its limits have to hold
+BUS_CHUNK = 16  # elements that use the bus: the host performs each of them, and its limits have to hold
 
 
 @compiled
