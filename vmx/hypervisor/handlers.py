@@ -11,7 +11,7 @@ from vmx.hypervisor.control_registers import cr_access
 from vmx.hypervisor.vcpu import GuestCpu
 from vmx.state.bits import signed
 from vmx.state.processor import ACTIVITY_HLT, DB, DE, DF, FLAG_RF, GP, NP, PF, SS_FAULT, TS, UD
-from vmx.virt.interruption import INFO_ERROR_CODE, INFO_VALID, TYPE_EXCEPTION
+from vmx.virt.interruption import INFO_ERROR_CODE, INFO_VALID, TYPE_EXCEPTION, TYPE_NMI
 from vmx.virt.reasons import ExitReason
 
 Handler = Callable[["Hypervisor", GuestCpu, int], None]  # noqa: F821
@@ -42,6 +42,8 @@ def exception_or_nmi(hypervisor, cpu: GuestCpu, qualification: int) -> None:
                 cpu.write("guest_rflags", cpu.read("guest_rflags") & ~FLAG_RF)
                 cpu.inject(DF, EXCEPTION, 0)
                 return
+    elif kind != TYPE_NMI:
+        cpu.count_instruction()  # INT3, INTO and INT1 complete with their delivery
     error = cpu.read("vm_exit_interruption_error_code") if info & INFO_ERROR_CODE else None
     cpu.inject(vector, kind, error, cpu.read("vm_exit_instruction_length"))
 

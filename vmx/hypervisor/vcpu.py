@@ -168,6 +168,10 @@ class GuestCpu:
             and not self.read("guest_ia32_debugctl") & DEBUGCTL_BTF
         ):
             words[_FIELD_SLOT["guest_pending_debug_exceptions"]] |= PENDING_BS
+        self.count_instruction()
+
+    def count_instruction(self) -> None:
+        """An instruction has retired by what the hypervisor did: virtual time goes on."""
         self.processor.view.retired = int(self.processor.state["retired"]) + 1
 
     def can_take_interrupt(self) -> bool:
