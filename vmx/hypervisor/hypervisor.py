@@ -1,5 +1,6 @@
 """The dispatcher: receives every VM exit, keeps the ledger, calls hooks and the handler, and enters the guest again."""
 
+import struct
 import time
 from collections.abc import Callable, Iterable
 
@@ -43,6 +44,8 @@ from vmx.virt.reasons import ExitReason
 
 ENTRY_FAILED = 1 << 31
 ExitHook = Callable[["ExitInfo"], bool | None]
+HYPERVISOR_LEAF = 0x4000_0000  # the hypervisor's own leaves: only the signature
+SIGNATURE = struct.unpack("<3I", b"vmx.hypervis")
 HYPERVISOR_PRESENT, OSXSAVE = 1 << 31, 1 << 27  # CPUID leaf 1, ECX
 NO_DEVICE = -1
 CPUID_INVPCID, CPUID_RDTSCP = 1 << 10, 1 << 27  # leaf 7, EBX; leaf 0x80000001, EDX
@@ -280,6 +283,10 @@ class Hypervisor:
         Instructions that a control bit makes undefined are not reported.
         """
         leaf = cpu.gpr(RAX) & 0xFFFF_FFFF
+        if leaf == HYPERVISOR_LEAF:
+            for number, value in zip((RAX, RBX, RCX, RDX), (leaf, *SIGNATURE), strict=True):
+                cpu.set_gpr(number, value)
+            return
         cpuid(cpu.processor.address)
         if leaf == 7 and not self._secondary(cpu, ENABLE_INVPCID):
             cpu.set_gpr(RBX, cpu.gpr(RBX) & ~CPUID_INVPCID)

@@ -21,7 +21,8 @@ from vmx.machine.platform import Pins, Platform
 from vmx.machine.processor import VirtualCpu
 from vmx.mmu.bus import answer
 from vmx.state.bits import signed, unsigned
-from vmx.state.processor import ACTIVE, NotModelled, Stop
+from vmx.state.processor import NotModelled, Stop
+from vmx.virt.preemption import ns_to_expiry
 from vmx.virt.reasons import ExitReason
 
 log = logging.getLogger(__name__)
@@ -277,6 +278,7 @@ class Machine:
         address, size = unsigned(view.bus_address), int(view.bus_size)
         if view.bus_write:
             self.platform.mmio.write(address, size, unsigned(view.bus_value) & ((1 << 8 * size) - 1))
+            self._follow_task_priority(cpu)
             answer(view, 0)
         else:
             answer(view, signed(self.platform.mmio.read(address, size)))
@@ -307,6 +309,10 @@ class Machine:
     def _on_task_priority(self, cpu: VirtualCpu) -> None:
         self.platform.interrupts.lapics[cpu.index].set_tpr((int(cpu.view.cr8) & 15) << 4)
 
+    def _follow_task_priority(self, cpu: VirtualCpu) -> None:
+        """CR8 is the local APIC's task priority: a write to the APIC changes it."""
+        cpu.view.cr8 = self.platform.interrupts.lapics[cpu.index].tpr >> 4
+
     def _on_not_modelled(self, cpu: VirtualCpu) -> None:
         detail = int(cpu.view.stop_detail)
         what = NOT_MODELLED_TEXT.get(detail, f"feature {detail}")
@@ -321,11 +327,15 @@ class Machine:
             self.finish("HUNG", self.where("halted with interrupts off: nothing can wake the processor"))
             return
         turns = 0
-        while self.outcome is None and not interrupts.pending(cpu.index):
+        while self.outcome is None and not (interrupts.pending(cpu.index) or cpu.view.nmi_pin):
             self._feed_uart()
             if interrupts.pending(cpu.index):
                 break
             due = clock.next_event()
+            timer = ns_to_expiry(cpu.view)
+            if timer is not None:
+                expiry = cpu.virtual_ns + timer
+                due = expiry if due is None else min(due, expiry)
             turns += 1
             idle = due is None or not self.console.complete
             if (idle or turns % LOOK_TURNS == 0) and self._look_outside(self._deadline):
@@ -338,7 +348,8 @@ class Machine:
             if due is not None:
                 cpu.advance_to(due)
                 clock.run_due()
-        cpu.view.activity = ACTIVE if self.outcome is None else cpu.view.activity
+            if timer is not None and ns_to_expiry(cpu.view) == 0:
+                break  # the processor exits, or goes on, by itself
 
     def _wait_on_host(self, cpu: VirtualCpu, due: int | None) -> bool:
         """An interactive machine idles in wall time, at most 50 ms at once. True when `due` may be jumped to."""
@@ -390,6 +401,7 @@ class Machine:
         ok = lapic.write_msr(index, value)
         if ok and index == IA32_APIC_BASE:
             self.processors[cpu].view.apic_base = signed(value)
+        self._follow_task_priority(self.processors[cpu])
         return ok
 
     @property

@@ -25,6 +25,11 @@ from vmx.machine.memory import Memory
 
 COM1_IRQ, RTC_IRQ, KEYBOARD_IRQ, SCI_IRQ = 4, 8, 1, 9
 
+PIC_SETUP = (
+    (0x20, 0x11), (0xA0, 0x11), (0x21, 0x08), (0xA1, 0x70), (0x21, 4), (0xA1, 2), (0x21, 1), (0xA1, 1),
+    (0x21, 0xFB), (0xA1, 0xFF),
+)  # fmt: skip
+
 
 @dataclass
 class Pins:
@@ -71,7 +76,13 @@ class Platform:
             self.ports.attach_device(device, name)
         self.mmio.attach_device(self.interrupts.page, "local APIC")
         self.mmio.attach_device(self.interrupts.ioapic, "I/O APIC")
+        self._hand_over()
+
+    def _hand_over(self) -> None:
+        """What firmware leaves behind: virtual wire mode; the PICs at vectors 0x08 and 0x70, all masked."""
         self.interrupts.virtual_wire()
+        for port, value in PIC_SETUP:
+            self.ports.write(port, 1, value)
 
     def _read(self, address: int, length: int) -> bytes | None:
         return self.memory.read(address, length) if self.memory.is_ram(address, length) else None

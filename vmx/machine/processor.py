@@ -16,6 +16,7 @@ from vmx.mmu.tlb import new_tlb
 from vmx.state.bits import signed, unsigned
 from vmx.state.memory import host_address
 from vmx.state.processor import ACCESS_UNUSABLE, FLAT, PROCESSOR, Stop, new_record
+from vmx.virt.preemption import time_passed
 
 REGISTERS = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
 SEGMENTS = "es cs ss ds fs gs ldtr tr".split()
@@ -137,6 +138,7 @@ class VirtualCpu:
         ahead = at_ns - self.virtual_ns
         if ahead > 0:
             self.view.time_base_ns = int(self.state["time_base_ns"]) + ahead
+            time_passed(self.view, ahead)
 
     # --- inspection -------------------------------------------------------------------------------------
 
