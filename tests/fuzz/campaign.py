@@ -57,7 +57,7 @@ def _one(guards, kernel, address, mode, bare, limit) -> dict:
     console = BufferConsole()
     console.closed = True  # nobody will ever type: a guest that waits for a key is hung
     machine = Machine(config, console=console)
-    guards.watch(machine)
+    guards.start(machine)
     try:
         result = machine.run(max_instructions=limit, timeout_s=10)
     except Exception as error:  # whatever it is, a guest must not be able to raise it
@@ -65,7 +65,7 @@ def _one(guards, kernel, address, mode, bare, limit) -> dict:
 
         return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()[-1500:]}
     finally:
-        touched = guards.check(machine)
+        touched = guards.touched(machine)
     outcome = {
         "stop": result.stop,
         "retired": result.retired,
