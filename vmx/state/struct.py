@@ -208,18 +208,26 @@ class View:
         object.__setattr__(self, "_address", int(address))
 
     def __getattr__(self, name):
-        try:
-            dtype, offset = self._struct.dtype.fields[name][:2]
-        except KeyError:
-            raise AttributeError(f"{self._struct.name} has no field {name!r}") from None
+        scalar = self._struct.scalars.get(name)
+        if scalar is not None:
+            return np.int64(scalar[0](self._address + scalar[1]).value)
+        dtype, offset = self._field(name)
         return _get(dtype, self._address + offset)
 
     def __setattr__(self, name, value):
+        scalar = self._struct.scalars.get(name)
+        if scalar is None:
+            self._field(name)
+            raise AttributeError(
+                f"{self._struct.name}.{name} is an array or a record: assign to its elements"
+            )
+        scalar[0](self._address + scalar[1]).value = int(value)  # ctypes cuts to the width
+
+    def _field(self, name):
         try:
-            dtype, offset = self._struct.dtype.fields[name][:2]
+            return self._struct.dtype.fields[name][:2]
         except KeyError:
             raise AttributeError(f"{self._struct.name} has no field {name!r}") from None
-        _put(dtype, self._address + offset, value)
 
 
 class ArrayView:
@@ -258,8 +266,18 @@ def _get(dtype, address):
 
 
 def _put(dtype, address, value):
-    value = int(value) & ((1 << 8 * dtype.itemsize) - 1)
-    ctypes.memmove(address, value.to_bytes(dtype.itemsize, "little"), dtype.itemsize)
+    _CTYPES[dtype.kind, dtype.itemsize].from_address(address).value = int(value)
+
+
+def _scalars(dtype):
+    """Name -> (ctypes from_address, offset) of the plain fields."""
+    plain = {
+        name: field for name, field in dtype.fields.items() if not field[0].subdtype and not field[0].fields
+    }
+    return {
+        name: (_CTYPES[field[0].kind, field[0].itemsize].from_address, field[1])
+        for name, field in plain.items()
+    }
 
 
 class Struct:
@@ -268,6 +286,7 @@ class Struct:
     def __init__(self, name, dtype):
         self.name, self.dtype, self.type = name, dtype, StructType(name)
         self.size = dtype.itemsize
+        self.scalars = _scalars(dtype)
         _structs[name] = self
         self.at = self._compiled_at() if JIT else self.view
         self.address = self._compiled_address() if JIT else (lambda view: np.int64(view._address))
