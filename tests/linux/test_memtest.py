@@ -16,7 +16,7 @@ def screen(machine) -> str:
     return machine.platform.devices["vga"].screen_text(machine.memory.read(TEXT_BUFFER, TEXT_BYTES))
 
 
-@pytest.mark.parametrize("image, bare", [("kernel", False), ("kernel32", False), ("kernel", True)])
+@pytest.mark.parametrize("image, bare", [("kernel", False), ("kernel32", True)])
 def test_to_its_running_screen(memtest, image, bare):
     config = MachineConfig(kernel=str(memtest[image]), memory="64M", bare=bare, record=False)
     machine = Machine(config, console=BufferConsole())
