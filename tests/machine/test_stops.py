@@ -172,22 +172,27 @@ def test_handler_in_long_mode(tmp_path, bare):
     assert sum(result.undecoded.values()) == 0 or set(result.undecoded) == {"0F FF"}
 
 
+ENDLESS = {"UD2": UD2, "VMCALL": bytes.fromhex("0f01c1"), "unknown opcode": b"\x0f\x04"}
+
+
 @pytest.mark.parametrize("bare", BOTH)
-def test_an_endless_loop_of_exceptions_ends(tmp_path, bare):
-    """The #UD handler is an invalid opcode too, and IST gives it a fresh stack: no instruction ever completes."""
+@pytest.mark.parametrize("bitmap", [0, 1 << 6], ids=["", "#UD exits"])
+@pytest.mark.parametrize("name", ENDLESS)
+def test_an_endless_loop_of_exceptions_ends(tmp_path, name, bitmap, bare):
+    """The #UD handler raises #UD too, and IST gives it a fresh stack: no instruction ever completes."""
     idt, pointer, handler = BASE + 0x200, BASE + 0x400, BASE + 0x100
     table = bytes(16 * 6) + gate64(handler, ist=1)
     set_ist1 = bytes.fromhex("c70425 24180000 00800000")  # in the loader's TSS
     code = set_ist1 + bytes.fromhex("0f011c25") + pointer.to_bytes(4, "little") + UD2
     parts = {
         BASE: code,
-        handler: UD2,
+        handler: ENDLESS[name],
         idt: table,
         pointer: (len(table) - 1).to_bytes(2, "little") + idt.to_bytes(8, "little"),
     }
-    ended, result, _ = end(tmp_path, at(BASE, parts), "long64", bare, limit=100_000)
+    ended, result, _ = end(tmp_path, at(BASE, parts), "long64", bare, limit=5_000, exception_bitmap=bitmap)
     assert ended == ("INSTRUCTION_LIMIT", 14)
-    assert "ud2" in result.message.lower()
+    assert result.retired == 5_000
 
 
 def test_exits_and_console_are_kept_after_a_failure(tmp_path):

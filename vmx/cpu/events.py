@@ -147,6 +147,17 @@ def _delivered(cpu, status):
     return status
 
 
+@compiled
+def _pass_time(cpu):
+    """An exception was delivered. One at the first instruction of a handler, which can go round for ever, takes
+    the time of an instruction: virtual time goes on, and the limits of the run hold.
+    """
+    if cpu.faulted_at == cpu.retired + 1:
+        cpu.retired += 1
+        cpu.attention = 1  # the VMX-preemption timer may have expired
+    cpu.faulted_at = cpu.retired + 1
+
+
 @unit(PROCESSOR, "i64", "i64", "i64", "i64")
 def deliver(cpu, vector, kind, error, has_error):
     """Deliver an event; `kind` is its interruption type (EXTERNAL ... SOFTWARE_EXCEPTION).
@@ -171,6 +182,8 @@ def deliver(cpu, vector, kind, error, has_error):
         cpu.vectoring_error = error if has_error else 0
         status = deliver_once(cpu, vector, kind, error, has_error)
         if status == OK:
+            if kind == HARDWARE_EXCEPTION:
+                _pass_time(cpu)
             return _delivered(cpu, result)
         cpu.fault = 0
         if status == EXIT:
@@ -207,21 +220,11 @@ def deliver(cpu, vector, kind, error, has_error):
 
 @unit(PROCESSOR)
 def deliver_fault(cpu):
-    """Deliver the fault in flight as an exception at cpu.rip. Returns DELIVERED, EXIT or STOP.
-
-    A handler whose first instruction faults again can go round for ever. Such a fault takes the time of an
-    instruction: virtual time goes on, and the limits of the run hold.
-    """
+    """Deliver the fault in flight as an exception at cpu.rip. Returns DELIVERED, EXIT or STOP."""
     cpu.fault = 0
     vector = cpu.fault_vector
     has_error = VECTORS_WITH_ERROR_CODE >> vector & 1
-    status = deliver(cpu, vector, HARDWARE_EXCEPTION, cpu.fault_error, has_error)
-    if status != STOP:
-        if cpu.faulted_at == cpu.retired + 1:
-            cpu.retired += 1
-            cpu.attention = 1  # the VMX-preemption timer may have expired
-        cpu.faulted_at = cpu.retired + 1
-    return status
+    return deliver(cpu, vector, HARDWARE_EXCEPTION, cpu.fault_error, has_error)
 
 
 @unit(PROCESSOR)
