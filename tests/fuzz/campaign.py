@@ -111,6 +111,17 @@ def bad(case: dict) -> bool:
     return "error" in case or "touched" in case or case["stop"] not in known or case["stop"] == "TIMEOUT"
 
 
+def unequal(finished: list[dict]) -> list[tuple[dict, dict]]:
+    """Guests that end otherwise under the hypervisor than bare: another stop, or another instruction count."""
+    cases = {(c["kind"], c["mode"], c["seed"], c["bare"]): c for c in finished}
+    pairs = [(c, cases.get((*key[:3], False))) for key, c in cases.items() if key[3]]
+    return [
+        (a, b)
+        for a, b in pairs
+        if b and (a.get("stop"), a.get("retired")) != (b.get("stop"), b.get("retired"))
+    ]
+
+
 def main() -> None:
     from tests.fuzz.programs import KINDS, MODES
 
@@ -142,6 +153,8 @@ def main() -> None:
             stops[case.get("stop", "ERROR")] += 1
             if bad(case):
                 print(json.dumps(case), flush=True)
+        for pair in unequal(finished):
+            print("bare and under the hypervisor:", json.dumps(pair), flush=True)
         if not trouble:
             break
         crashes += 1

@@ -1,4 +1,5 @@
-"""No guest crashes the process, raises in it, runs past its limit, or writes outside its own memory.
+"""No guest crashes the process, raises in it, runs past its limit, or writes outside its own memory;
+and the hypervisor changes nothing that a guest can do.
 
 The guests run in a child process, so that a crash is a failed test. `python -m tests.fuzz.campaign --seconds 600`
 runs many more of them.
@@ -6,7 +7,7 @@ runs many more of them.
 
 import pytest
 
-from tests.fuzz.campaign import LIMIT, bad, supervise
+from tests.fuzz.campaign import LIMIT, bad, supervise, unequal
 from tests.fuzz.programs import KINDS, MODES, program
 
 SEEDS = {"bytes": 12, "rows": 8, "mixed": 6}
@@ -18,6 +19,7 @@ def test_random_guests(kind):
     finished, trouble = supervise(["--kind", kind, "--count", str(count)], 300)
     assert trouble is None, trouble
     assert [case for case in finished if bad(case)] == []
+    assert unequal(finished) == []
     assert len(finished) == count * len(MODES) * 2
     assert all(case["retired"] <= LIMIT for case in finished)
 
