@@ -10,6 +10,7 @@ from vmx.cpu.cpuid import cpuid_table
 from vmx.cpu.interpreter import run
 from vmx.cpu.native import available, stub_table
 from vmx.cpu.registers import read_rflags, write_rflags
+from vmx.cpu.vmx_instructions import FEATURE_LOCKED, VMX_FEATURE_CONTROL
 from vmx.isa.features import feature_mask
 from vmx.machine.memory import Memory
 from vmx.mmu.mode import update_mode
@@ -43,6 +44,7 @@ class VirtualCpu:
         ns_per_instruction: int = 16,
         features: frozenset[str] = frozenset(),
         seed: int = 0,
+        vmx: bool = False,
         **cpuid_options,
     ):
         self.index, self.memory = index, memory
@@ -52,9 +54,10 @@ class VirtualCpu:
         self.view = PROCESSOR.view(self.address)
         self._tlb = new_tlb()
         self._code_cache = new_code_cache()
-        self._cpuid = cpuid_table(cpus=cpus, features=features, **cpuid_options)
+        self._cpuid = cpuid_table(cpus=cpus, vmx=vmx, features=features, **cpuid_options)
         self._features = feature_mask(features)
         self.view.random_state = signed(seed + index)
+        self._feature_control = VMX_FEATURE_CONTROL if vmx else FEATURE_LOCKED
         self._ns = ns_per_instruction
         self.reset()
 
@@ -73,7 +76,7 @@ class VirtualCpu:
         view.dr[6], view.dr[7] = 0xFFFF_0FF0, 0x400
         view.features = self._features
         view.pat = RESET_SIGNATURE_PAT
-        view.misc_enable, view.feature_control = 0x1801, 1
+        view.misc_enable, view.feature_control = 0x1801, self._feature_control
         view.apic_base = APIC_BASE_RESET | (APIC_BASE_BSP if self.index == 0 else 0)
         view.mtrr_def_type = 0xC06  # as firmware leaves it: enabled, write-back
         for i in range(11):
