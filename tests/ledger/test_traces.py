@@ -1,6 +1,5 @@
 """The recorded runs in traces/: replayed, everything but host times is the same."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +13,6 @@ TRACES = sorted(path.parent for path in (ROOT / "traces").glob("*/config.toml"))
 
 
 @pytest.mark.skipif(not TRACES, reason="traces/ holds no recorded run")
-@pytest.mark.skipif(
-    importlib.util.find_spec("vmx.machine.machine") is None, reason="vmx.Machine does not exist yet"
-)
 @pytest.mark.parametrize("recorded", TRACES, ids=lambda path: path.name)
 def test_a_recorded_run_replays(recorded, tmp_path):
     command = [
@@ -30,5 +26,8 @@ def test_a_recorded_run_replays(recorded, tmp_path):
         tmp_path,
         "--quiet",
     ]
-    subprocess.run(command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=600)
+    run = subprocess.run(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=600
+    )
+    assert run.returncode == 0, run.stderr
     assert files.compare(files.load(recorded), files.load(tmp_path)) is None
