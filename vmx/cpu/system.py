@@ -4,11 +4,12 @@ Manual: the instructions' sections, "Control Registers", "Relative Priority of F
 faults by privilege come first, then the VM exit, then everything else).
 """
 
-from vmx.cpu.cpuid import cpuid
+from vmx.cpu.cpuid import cpuid, reports_vmx
 from vmx.cpu.descriptor import exit_displacement, instruction_information, store_word
 from vmx.cpu.msr import read_msr, time_stamp_counter, write_msr
 from vmx.cpu.operands import gpr_read, linear_address, plus, raise_fault, read_operand
 from vmx.cpu.segmentation import canonical
+from vmx.cpu.vmx_instructions import group_vmx
 from vmx.mmu.access import load
 from vmx.mmu.ept import PHYSICAL_ADDRESS_BITS
 from vmx.mmu.mode import load_pdptes, paging_changed, update_mode, update_privilege
@@ -70,12 +71,12 @@ from vmx.virt.reasons import ExitReason
 MASK32 = 0xFFFF_FFFF
 TASK_PRIORITY = int(Stop.TASK_PRIORITY)
 (
-    X_CPUID, X_HLT, X_INVD, X_INVLPG, X_RDPMC, X_RDTSC, X_RDTSCP, X_VMCALL, X_CR, X_DR, X_RDMSR, X_WRMSR,
+    X_CPUID, X_HLT, X_INVD, X_INVLPG, X_RDPMC, X_RDTSC, X_RDTSCP, X_CR, X_DR, X_RDMSR, X_WRMSR,
     X_MWAIT, X_MONITOR, X_PAUSE, X_WBINVD, X_XSETBV, X_INVPCID,
 ) = (
     int(reason) for reason in (
         ExitReason.CPUID, ExitReason.HLT, ExitReason.INVD, ExitReason.INVLPG, ExitReason.RDPMC,
-        ExitReason.RDTSC, ExitReason.RDTSCP, ExitReason.VMCALL, ExitReason.CR_ACCESS, ExitReason.DR_ACCESS,
+        ExitReason.RDTSC, ExitReason.RDTSCP, ExitReason.CR_ACCESS, ExitReason.DR_ACCESS,
         ExitReason.RDMSR, ExitReason.WRMSR, ExitReason.MWAIT, ExitReason.MONITOR, ExitReason.PAUSE,
         ExitReason.WBINVD, ExitReason.XSETBV, ExitReason.INVPCID,
     )
@@ -182,7 +183,10 @@ def write_cr4(cpu, value):
     """Set CR4 after VM exits have been considered."""
     old = cpu.cr4
     required = CR4_VMXE if cpu.vmx_on or cpu.non_root else 0
-    if value & ~(CR4_WRITABLE | required) or value & required != required:
+    writable = CR4_WRITABLE | required
+    if value & CR4_VMXE and reports_vmx(cpu):
+        writable |= CR4_VMXE
+    if value & ~writable or value & required != required:
         return raise_fault(cpu, GP, 0)
     changed = value ^ old
     if cpu.long_mode and value & CR4_PAE == 0:
@@ -566,30 +570,6 @@ def _xgetbv(cpu, d):
     return OK
 
 
-# --- VMX ----------------------------------------------------------------------------------------------------
-
-
-@compiled
-def _vmcall(cpu, d):
-    """VMCALL exits from non-root operation, whatever the privilege level."""
-    if cpu.non_root:
-        return leave(cpu, d, X_VMCALL, 0)
-    return raise_fault(cpu, UD, 0)
-
-
-@compiled
-def _vmx_instruction(cpu, d):
-    """The other VMX instructions: they exit from non-root operation; in root operation they are not there."""
-    wrong_mode = cpu.cr0 & CR0_PE == 0 or cpu.long_mode and cpu.code_mode != 2
-    if cpu.non_root == 0 or wrong_mode:
-        return raise_fault(cpu, UD, 0)
-    qualification = 0
-    if d.modrm < 0xC0 or d.dst < 16:
-        cpu.exit_instruction_info = instruction_information(d, 0)
-        qualification = exit_displacement(cpu, d) if d.modrm < 0xC0 else 0
-    return leave(cpu, d, d.immediate, qualification)
-
-
 @unit(PROCESSOR, DECODED)
 def group_registers(cpu, d):
     """Control and debug registers: positions 0 to 6 of the SYSTEM group."""
@@ -659,8 +639,6 @@ def group_system(cpu, d):
         return _xsetbv(cpu, d)
     elif op == 26:
         return _xgetbv(cpu, d)
-    elif op == 27:
-        return _vmcall(cpu, d)
-    elif op == 28:
-        return _vmx_instruction(cpu, d)
+    elif op == 27 or op == 28:
+        return group_vmx(cpu, d)
     return raise_fault(cpu, UD, 0)  # RSM outside system-management mode

@@ -77,7 +77,13 @@ class Machine:
         private = 0 if config.bare else private_bytes(config.memory, config.cpus)
         self.memory = Memory(config.memory, private)
         self.processors = [
-            VirtualCpu(i, self.memory, cpus=config.cpus, ns_per_instruction=config.ns_per_instruction)
+            VirtualCpu(
+                i,
+                self.memory,
+                cpus=config.cpus,
+                ns_per_instruction=config.ns_per_instruction,
+                vmx=config.vmx,
+            )
             for i in range(config.cpus)
         ]
         self.outcome: tuple[str, str] | None = None

@@ -84,6 +84,7 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     # Virtualization.
     bare: bool = False  # root operation, no hypervisor
+    vmx: bool = False  # CPUID reports VMX, so that machine code can be a hypervisor; only with `bare`
     controls: dict[str, bool] = msgspec.field(default_factory=dict)  # VMX control bits switched on or off
     exception_bitmap: int = 0  # one bit per vector that exits; text such as "0x4000" too
     preemption_timer: int = 31_250  # VMX-preemption timer of a time slice: 32 TSC ticks each, 31250 are 1 ms
@@ -207,6 +208,11 @@ def _normalised(values: dict[str, Any]) -> dict[str, Any]:
         raise ConfigurationError(f"memory = {checked['memory']}: must be a whole number of 4096-byte pages")
     if checked["kernel"] is not None and checked["guest"] is not None:
         raise ConfigurationError("kernel and guest are both set; set the one that shall boot")
+    if checked["vmx"] and not checked["bare"]:
+        raise ConfigurationError(
+            "vmx = true needs bare = true: VMX is for machine code in root operation; under the hypervisor of "
+            "this package the guest is in non-root operation already"
+        )
     known = {name.upper() for name in control_bits()}
     for name in checked["controls"]:
         if name.upper() not in known:

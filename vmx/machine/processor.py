@@ -10,6 +10,7 @@ from vmx.cpu.cpuid import cpuid_table
 from vmx.cpu.interpreter import run
 from vmx.cpu.native import available, stub_table
 from vmx.cpu.registers import read_rflags, write_rflags
+from vmx.cpu.vmx_instructions import FEATURE_LOCKED, VMX_FEATURE_CONTROL
 from vmx.machine.memory import Memory
 from vmx.mmu.mode import update_mode
 from vmx.mmu.tlb import new_tlb
@@ -30,7 +31,14 @@ class VirtualCpu:
     """One virtual CPU. `state` is the processor record (numpy void), `view` the same record by attributes."""
 
     def __init__(
-        self, index: int, memory: Memory, *, cpus: int = 1, ns_per_instruction: int = 16, **features
+        self,
+        index: int,
+        memory: Memory,
+        *,
+        cpus: int = 1,
+        ns_per_instruction: int = 16,
+        vmx: bool = False,
+        **features,
     ):
         self.index, self.memory = index, memory
         self._record = new_record(PROCESSOR)
@@ -39,7 +47,8 @@ class VirtualCpu:
         self.view = PROCESSOR.view(self.address)
         self._tlb = new_tlb()
         self._code_cache = new_code_cache()
-        self._cpuid = cpuid_table(cpus=cpus, **features)
+        self._cpuid = cpuid_table(cpus=cpus, vmx=vmx, **features)
+        self._feature_control = VMX_FEATURE_CONTROL if vmx else FEATURE_LOCKED
         self._ns = ns_per_instruction
         self.reset()
 
@@ -57,7 +66,7 @@ class VirtualCpu:
         view.xcr0 = 1
         view.dr[6], view.dr[7] = 0xFFFF_0FF0, 0x400
         view.pat = RESET_SIGNATURE_PAT
-        view.misc_enable, view.feature_control = 0x1801, 1
+        view.misc_enable, view.feature_control = 0x1801, self._feature_control
         view.apic_base = APIC_BASE_RESET | (APIC_BASE_BSP if self.index == 0 else 0)
         view.mtrr_def_type = 0xC06  # as firmware leaves it: enabled, write-back
         for i in range(11):
