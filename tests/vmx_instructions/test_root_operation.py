@@ -340,6 +340,14 @@ def test_entry_with_bad_guest_state():
     assert world.cpu.step_trap == 0 and world.cpu.step_shadow == 0
 
 
+def test_a_single_step_over_vmlaunch_is_not_the_guests():
+    world = Root()
+    world.build_vmcs().guest_interruptibility_state = 0
+    world.cpu.step_trap = world.cpu.step_shadow = 1
+    assert world.do("vmlaunch") == Status.JUMP
+    assert world.cpu.step_trap == 0 and world.cpu.step_shadow == 0 and world.cpu.pending_debug == 0
+
+
 def test_preemption_timer_counts_from_the_next_instruction():
     world = Root()
     vmcs = world.build_vmcs()
