@@ -68,6 +68,9 @@ def run(
     bare: Annotated[
         bool | None, typer.Option("--bare", help="Root operation, no hypervisor: bare metal.", **_VMX)
     ] = None,
+    vmx: Annotated[
+        bool | None, typer.Option("--vmx", help="With --bare: the guest may use VMX itself.", **_VMX)
+    ] = None,
     control: Annotated[
         list[str] | None,
         typer.Option(metavar="NAME=on|off", help="Switch a VMX control bit; repeatable.", **_VMX),
@@ -121,6 +124,7 @@ def run(
         "serial": serial,
         "seed": seed,
         "bare": bare,
+        "vmx": vmx,
         "exception_bitmap": exception_bitmap,
         "max_instructions": max_instructions,
         "timeout_s": timeout,

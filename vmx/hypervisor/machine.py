@@ -21,7 +21,8 @@ from vmx.machine.platform import Pins, Platform
 from vmx.machine.processor import VirtualCpu
 from vmx.mmu.bus import answer
 from vmx.state.bits import signed, unsigned
-from vmx.state.processor import NotModelled, Stop
+from vmx.state.processor import ACTIVITY_SHUTDOWN, NotModelled, Stop
+from vmx.virt.controls import EXTERNAL_INTERRUPT_EXITING
 from vmx.virt.preemption import ns_to_expiry
 from vmx.virt.reasons import ExitReason
 
@@ -301,6 +302,11 @@ class Machine:
 
     def _on_halt(self, cpu: VirtualCpu) -> None:
         enabled = bool(cpu.registers["rflags"] & 1 << 9)
+        if (
+            self.hypervisor is None and cpu.view.non_root
+        ):  # a guest of machine code: some events exit, whatever IF
+            exits = int(cpu.view.pin_controls) & EXTERNAL_INTERRUPT_EXITING
+            enabled = enabled or bool(exits) or ns_to_expiry(cpu.view) is not None
         self.wait_for_interrupt(cpu, enabled)
 
     def _on_acknowledge(self, cpu: VirtualCpu) -> None:
@@ -310,7 +316,10 @@ class Machine:
         cpu.view.intr_pin = int(interrupts.pending(cpu.index))
 
     def _on_shutdown(self, cpu: VirtualCpu) -> None:
-        self.finish("TRIPLE_FAULT", self.where("triple fault"))
+        what = "triple fault"
+        if int(cpu.view.activity) != ACTIVITY_SHUTDOWN:
+            what = f"VMX abort {int(cpu.view.stop_detail)}: a VM exit could not be completed"
+        self.finish("TRIPLE_FAULT", self.where(what))
 
     def _on_task_priority(self, cpu: VirtualCpu) -> None:
         self.platform.interrupts.lapics[cpu.index].set_tpr((int(cpu.view.cr8) & 15) << 4)
