@@ -154,9 +154,11 @@ def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
     directory = Path(path).parent
     for key in ("kernel", "initrd"):
         if isinstance(values.get(key), str):
-            values[key] = str(directory / values[key])
+            values[key] = os.path.join(directory, values[key])
     if isinstance(values.get("modules"), list):
-        values["modules"] = [str(directory / m) if isinstance(m, str) else m for m in values["modules"]]
+        values["modules"] = [
+            os.path.join(directory, m) if isinstance(m, str) else m for m in values["modules"]
+        ]
     return values
 
 
