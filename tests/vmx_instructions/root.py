@@ -78,9 +78,9 @@ class Root(World):
     def vmcs(self):
         return VMCS.view(host_address(self.ram) + REGION)
 
-    def build_vmcs(self):
-        """A VMCS in REGION that enters a 64-bit guest at GUEST_RIP, with this processor as host."""
-        record = default_vmcs(states.long64(GUEST_RIP)[0], eptp=ept_pointer(EPT_ROOT))
+    def build_vmcs(self, guest=states.long64):
+        """A VMCS in REGION that enters a guest at GUEST_RIP, with this processor as 64-bit host."""
+        record = default_vmcs(guest(GUEST_RIP)[0], eptp=ept_pointer(EPT_ROOT))
         image = np.frombuffer(record.tobytes(), np.uint8)
         self.ram[REGION : REGION + VMCS_SIZE] = image
         self.vmcs.host_rip = HOST_RIP

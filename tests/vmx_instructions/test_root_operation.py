@@ -19,8 +19,10 @@ from tests.vmx_instructions.root import (
     Status,
     unsigned,
 )
+from vmx.boot import states
 from vmx.mmu.mode import update_mode
 from vmx.state.processor import CR4_VMXE, GP, PF, RAX, RBX, RCX, UD
+from vmx.virt.controls import HOST_ADDRESS_SPACE_SIZE
 from vmx.virt.exit import vm_exit
 from vmx.virt.fields import BY_NAME, FIELDS, VMCS_REVISION
 
@@ -373,3 +375,25 @@ def test_invvpid(kind):
     world.put(OPERAND + 8, 0xFFFF_8000_0000_0000)
     assert world.do("invvpid", 0 if kind == 2 else 0xFFFF, rax=kind) == Status.JUMP
     assert world.result() == "succeed"
+
+
+def test_a_32_bit_host_and_guest():
+    """From and to a host outside IA-32e mode."""
+    world = Root("protected32")
+    vmcs, cpu = world.build_vmcs(states.protected32), world.cpu
+    vmcs.vm_exit_controls &= ~HOST_ADDRESS_SPACE_SIZE
+    vmcs.host_cr4, vmcs.host_ia32_efer, vmcs.host_rip, vmcs.host_rsp = CR4_VMXE, 0, HOST_RIP, 0x7000
+    assert world.do("vmlaunch") == Status.JUMP and world.result() == "succeed"
+    assert cpu.non_root == 1 and cpu.rip == GUEST_RIP and cpu.code_mode == 1
+    cpu.gpr[RAX] = 7
+    assert world.execute(CODES["vmcall"]) == Status.EXIT
+    assert cpu.rip == HOST_RIP and cpu.gpr[4] == 0x7000 and cpu.code_mode == 1 and cpu.long_mode == 0
+    assert cpu.gpr[RAX] == 7 and vmcs.exit_reason == 18 and vmcs.guest_rip == GUEST_RIP
+    assert cpu.cr4 == CR4_VMXE and cpu.paging_mode == 1 and world.rflags == 2
+
+
+def test_a_64_bit_host_size_needs_ia32e_mode():
+    world = Root("protected32")
+    world.build_vmcs()
+    world.do("vmlaunch")
+    assert world.result() == 8
