@@ -30,11 +30,12 @@ _BASIC_ECX = {
     "xsave": 26, "osxsave": 27, "hypervisor": 31,
 }  # fmt: skip
 _BASIC_EDX = {
-    "fpu": 0, "de": 2, "pse": 3, "tsc": 4, "msr": 5, "pae": 6, "mce": 7, "cx8": 8, "apic": 9, "sep": 11,
+    "fpu": 0, "vme": 1, "de": 2, "pse": 3, "tsc": 4, "msr": 5, "pae": 6, "mce": 7, "cx8": 8, "apic": 9, "sep": 11,
     "mtrr": 12, "pge": 13, "cmov": 15, "pat": 16, "pse36": 17, "clfsh": 19, "mmx": 23, "fxsr": 24, "sse": 25,
     "sse2": 26, "htt": 28,
 }  # fmt: skip
 _SEVEN_EBX = {"fsgsbase": 0, "tsc_adjust": 1, "smep": 7, "erms": 9, "invpcid": 10, "smap": 20}
+_SEVEN_ECX = {"umip": 2}
 _SEVEN_EDX = {"spec_ctrl": 26, "arch_capabilities": 29}
 _EXTENDED_ECX = {"lahf": 0, "prefetchw": 8}
 _EXTENDED_EDX = {"syscall": 11, "nx": 20, "pdpe1gb": 26, "rdtscp": 27, "lm": 29}
@@ -66,7 +67,15 @@ def cpuid_table(
     `crystal_hz` is the frequency of the local APIC's timer (0: the TSC's own). `without` removes features by
     their lower-case names, such as "x2apic". ValueError for a name that is not a feature.
     """
-    known = {**_BASIC_ECX, **_BASIC_EDX, **_SEVEN_EBX, **_SEVEN_EDX, **_EXTENDED_ECX, **_EXTENDED_EDX}
+    known = {
+        **_BASIC_ECX,
+        **_BASIC_EDX,
+        **_SEVEN_EBX,
+        **_SEVEN_ECX,
+        **_SEVEN_EDX,
+        **_EXTENDED_ECX,
+        **_EXTENDED_EDX,
+    }
     unknown = sorted(set(without) - set(known))
     if unknown:
         raise ValueError(f"CPUID: no feature {unknown[0]!r}; there are {', '.join(sorted(known))}")
@@ -91,7 +100,7 @@ def cpuid_table(
         (2, ANY, 0x00FF_FF01, 0, 0, 0),  # caches: see leaf 4
         *_cache_rows(cpus),
         (6, ANY, 1 << 2, 0, 0, 0),  # the APIC timer runs always
-        (7, 0, 0, _bits(_SEVEN_EBX, absent), 0, _bits(_SEVEN_EDX, absent)),
+        (7, 0, 0, _bits(_SEVEN_EBX, absent), _bits(_SEVEN_ECX, absent), _bits(_SEVEN_EDX, absent)),
         (0xB, 0, 0, 1, 1 << 8, 0),
         (0xB, 1, core_bits, cpus, 2 << 8 | 1, 0),
         (0xD, 0, 3, XSAVE_AREA, XSAVE_AREA, 0),

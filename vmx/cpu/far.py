@@ -49,6 +49,7 @@ from vmx.cpu.segmentation import (
     put_null,
     put_segment,
     read_descriptor,
+    real_addressing,
     rights_of,
     stack_holds,
     stop_not_modelled,
@@ -56,6 +57,13 @@ from vmx.cpu.segmentation import (
     task_switch,
 )
 from vmx.cpu.syscall import fs_or_gs, read_base, swapgs, syscall, sysenter, sysexit, sysret, write_base
+from vmx.cpu.virtual8086 import (
+    TO_PROGRAM,
+    enter_by_iret,
+    interrupt_program,
+    return_inside,
+    software_interrupt_target,
+)
 from vmx.mmu.access import load, load_system
 from vmx.mmu.mode import update_mode
 from vmx.state.bits import sext16, sext32, shr
@@ -96,7 +104,7 @@ from vmx.state.processor import (
 from vmx.state.unit import unit
 
 MASK32 = 0xFFFF_FFFF
-VIRTUAL_8086, CALL_GATE_16_STOP = int(NotModelled.VIRTUAL_8086), int(NotModelled.CALL_GATE_16)
+CALL_GATE_16_STOP = int(NotModelled.CALL_GATE_16)
 FROM_CALL, FROM_IRET, FROM_JUMP = 0, 1, 2  # sources of a task switch
 
 
@@ -154,7 +162,7 @@ def _check_code(cpu, selector, access):
 
 @compiled
 def _real_transfer(cpu, selector, offset):
-    """Finish a far transfer in real-address mode."""
+    """Finish a far transfer in real-address or virtual-8086 mode."""
     code = cpu.segments[CS]
     if offset & ~0xFFFF and offset > code.limit:
         return raise_fault(cpu, GP, 0)
@@ -341,7 +349,7 @@ def far_transfer(cpu, d, is_call):
     offset = _pointer_offset(cpu, d)
     if cpu.fault:
         return cpu.fault
-    if cpu.cr0 & CR0_PE == 0:
+    if real_addressing(cpu):
         if is_call:
             if _push_return(cpu, d.size):
                 return cpu.fault
@@ -421,7 +429,7 @@ def far_return(cpu, d):
     selector = peek(cpu, size, size) & 0xFFFF
     if cpu.fault:
         return cpu.fault
-    if cpu.cr0 & CR0_PE == 0:
+    if real_addressing(cpu):
         status = _real_transfer(cpu, selector, offset)
         if status == JUMP:
             drop(cpu, 2 * size + release)
@@ -489,6 +497,8 @@ def _iret_real(cpu, size, offset, selector, image):
 @compiled
 def _iret(cpu, d):
     size = d.size
+    if cpu.rflags & FLAG_VM:
+        return return_inside(cpu, size)
     if cpu.cr0 & CR0_PE and cpu.rflags & FLAG_NT:
         if cpu.long_mode:
             return raise_fault(cpu, GP, 0)
@@ -508,7 +518,7 @@ def _iret(cpu, d):
     if cpu.cr0 & CR0_PE == 0:
         return _iret_real(cpu, size, offset, selector, image)
     if image & FLAG_VM and size > 2 and cpu.cpl == 0 and cpu.long_mode == 0:
-        return stop_not_modelled(cpu, VIRTUAL_8086)
+        return enter_by_iret(cpu, image)
     if selector & 0xFFFC == 0:
         return raise_fault(cpu, GP, 0)
     raw = read_descriptor(cpu, selector, GP, 0)
@@ -559,6 +569,19 @@ def interrupt_return(cpu, d):
 
 
 # --- software interrupts ------------------------------------------------------------------------------------
+
+
+@compiled
+def _int_n(cpu, d):
+    """INT n: in virtual-8086 mode IOPL and the redirection bitmap have a say."""
+    vector = d.immediate & 0xFF
+    if cpu.rflags & FLAG_VM:
+        target = software_interrupt_target(cpu, vector)
+        if cpu.fault:
+            return cpu.fault
+        if target == TO_PROGRAM:
+            return interrupt_program(cpu, vector)
+    return software_interrupt(cpu, d, vector, SOFTWARE_INTERRUPT)
 
 
 @compiled
@@ -673,7 +696,7 @@ def group_far(cpu, d):
     elif op == 3:
         return software_interrupt(cpu, d, 3, SOFTWARE_EXCEPTION)
     elif op == 4:
-        return software_interrupt(cpu, d, d.immediate & 0xFF, SOFTWARE_INTERRUPT)
+        return _int_n(cpu, d)
     elif op == 5:
         return _into(cpu, d)
     elif op == 6:

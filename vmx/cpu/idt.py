@@ -45,13 +45,17 @@ from vmx.state.processor import (
     CS,
     DB,
     DF,
+    DS,
+    ES,
     FLAG_AC,
     FLAG_IF,
     FLAG_NT,
     FLAG_RF,
     FLAG_TF,
     FLAG_VM,
+    FS,
     GP,
+    GS,
     MC,
     NP,
     OK,
@@ -286,7 +290,8 @@ def inner_stack_descriptor(cpu, selector, cpl, external):
 
 @compiled
 def _push_legacy_frame(cpu, base, width, flags, back, error, has_error, outer, cpl):
-    """SS:ESP of the interrupted level (when `outer`), EFLAGS, CS, EIP, an error code, downwards to `base`."""
+    """GS, FS, DS, ES (from virtual-8086 mode), SS:ESP of the interrupted level (when `outer`), EFLAGS, CS, EIP,
+    an error code, downwards to `base`."""
     at = base
     if has_error:
         if stack_store(cpu, at, width, error, cpl):
@@ -301,8 +306,32 @@ def _push_legacy_frame(cpu, base, width, flags, back, error, has_error, outer, c
     if outer:
         if stack_store(cpu, at + 3 * width, width, cpu.gpr[RSP], cpl):
             return cpu.fault
-        stack_store(cpu, at + 4 * width, width, cpu.segments[SS].selector, cpl)
+        if stack_store(cpu, at + 4 * width, width, cpu.segments[SS].selector, cpl):
+            return cpu.fault
+        if flags & FLAG_VM:
+            return _push_data_selectors(cpu, at + 5 * width, width, cpl)
     return cpu.fault
+
+
+@compiled
+def _push_data_selectors(cpu, at, width, cpl):
+    """ES, DS, FS and GS upwards from `at`."""
+    if stack_store(cpu, at, width, cpu.segments[ES].selector, cpl):
+        return cpu.fault
+    if stack_store(cpu, at + width, width, cpu.segments[DS].selector, cpl):
+        return cpu.fault
+    if stack_store(cpu, at + 2 * width, width, cpu.segments[FS].selector, cpl):
+        return cpu.fault
+    return stack_store(cpu, at + 3 * width, width, cpu.segments[GS].selector, cpl)
+
+
+@compiled
+def _drop_data_segments(cpu):
+    """Out of virtual-8086 mode: what its data segment registers hold means nothing in protected mode."""
+    put_null(cpu, ES, 0, 0)
+    put_null(cpu, DS, 0, 0)
+    put_null(cpu, FS, 0, 0)
+    put_null(cpu, GS, 0, 0)
 
 
 @unit(PROCESSOR, "i64", "i64", "i64", "i64")
@@ -339,9 +368,12 @@ def deliver_protected(cpu, vector, kind, error, has_error):
     if _check_handler_segment(cpu, selector, code, external):
         return cpu.fault
     cpl = handler_privilege(cpu, code)
+    virtual = cpu.rflags & FLAG_VM != 0
+    if virtual and cpl != 0:
+        return raise_fault(cpu, GP, selector & 0xFFFC | external)
     outer = cpl < cpu.cpl
     width = 4 if wide else 2
-    size = width * ((5 if outer else 3) + has_error)
+    size = width * ((5 if outer else 3) + (4 if virtual else 0) + has_error)
 
     stack = 0
     new_ss = 0
@@ -380,6 +412,8 @@ def deliver_protected(cpu, vector, kind, error, has_error):
     if outer:
         put_segment(cpu, SS, new_ss, stack_raw)
     set_stack_pointer(cpu, pointer)
+    if virtual:
+        _drop_data_segments(cpu)
     put_code_segment(cpu, selector, raw, cpl)
     _enter(cpu, kind, target, gate & 1 == 0)
     return OK

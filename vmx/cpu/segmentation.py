@@ -18,6 +18,7 @@ from vmx.state.processor import (
     CS,
     DS,
     ES,
+    FLAG_VM,
     FS,
     GP,
     GS,
@@ -64,6 +65,12 @@ def task_switch(cpu, selector, source):
     if cpu.non_root:
         return vm_exit(cpu, TASK_SWITCH_EXIT, selector | source << 30)
     return stop_not_modelled(cpu, TASK_SWITCH)
+
+
+@compiled
+def real_addressing(cpu):
+    """1 where a selector is a paragraph number: real-address mode and virtual-8086 mode."""
+    return 1 if cpu.cr0 & CR0_PE == 0 or cpu.rflags & FLAG_VM else 0
 
 
 @compiled(inline=True)
@@ -194,7 +201,7 @@ def put_null(cpu, register, selector, dpl):
 
 @compiled
 def put_real(cpu, register, selector):
-    """A load in real-address mode: the base follows the selector, limit and rights stay ("unreal mode")."""
+    """A load in real-address or virtual-8086 mode: the base follows the selector, limit and rights stay ("unreal mode")."""
     segment = cpu.segments[register]
     segment.selector = selector
     segment.base = selector << 4
@@ -237,7 +244,7 @@ def _load_ss(cpu, selector):
 def load_segment(cpu, register, selector):
     """Load ES, SS, DS, FS or GS as MOV and POP do. Returns OK or a status; nothing is loaded then."""
     selector &= 0xFFFF
-    if not cpu.cr0 & CR0_PE:
+    if real_addressing(cpu):
         put_real(cpu, register, selector)
         return OK
     if register == SS:

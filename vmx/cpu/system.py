@@ -5,10 +5,11 @@ faults by privilege come first, then the VM exit, then everything else).
 """
 
 from vmx.cpu.cpuid import cpuid
-from vmx.cpu.descriptor import exit_displacement, instruction_information, store_word
+from vmx.cpu.descriptor import exit_displacement, instruction_information, store_word, user_mode_prevented
 from vmx.cpu.msr import read_msr, time_stamp_counter, write_msr
 from vmx.cpu.operands import gpr_read, linear_address, plus, raise_fault, read_operand
-from vmx.cpu.segmentation import canonical
+from vmx.cpu.segmentation import canonical, real_addressing
+from vmx.cpu.virtual8086 import has_virtual_flag
 from vmx.mmu.access import load
 from vmx.mmu.ept import PHYSICAL_ADDRESS_BITS
 from vmx.mmu.mode import load_pdptes, paging_changed, update_mode, update_privilege
@@ -47,6 +48,8 @@ from vmx.state.processor import (
     EFER_LME,
     FLAG_AC,
     FLAG_IF,
+    FLAG_VIF,
+    FLAG_VIP,
     GP,
     JUMP,
     OK,
@@ -459,13 +462,16 @@ def _invpcid(cpu, d):
 
 @compiled
 def _flag_privileged(cpu):
-    """1 when CPL lets CLI and STI change IF."""
+    """1 when CPL lets CLI and STI change IF (in virtual-8086 mode it is 3)."""
     return 1 if cpu.cr0 & CR0_PE == 0 or cpu.cpl <= shr(cpu.rflags, 12) & 3 else 0
 
 
 @compiled
 def _cli(cpu, d):
     if not _flag_privileged(cpu):
+        if has_virtual_flag(cpu):
+            cpu.rflags &= ~FLAG_VIF
+            return OK
         return raise_fault(cpu, GP, 0)
     cpu.rflags &= ~FLAG_IF
     return JUMP
@@ -475,6 +481,9 @@ def _cli(cpu, d):
 def _sti(cpu, d):
     """Interrupts stay blocked for one more instruction."""
     if not _flag_privileged(cpu):
+        if has_virtual_flag(cpu) and cpu.rflags & FLAG_VIP == 0:
+            cpu.rflags |= FLAG_VIF
+            return OK
         return raise_fault(cpu, GP, 0)
     if cpu.rflags & FLAG_IF == 0:
         cpu.rflags |= FLAG_IF
@@ -580,7 +589,7 @@ def _vmcall(cpu, d):
 @compiled
 def _vmx_instruction(cpu, d):
     """The other VMX instructions: they exit from non-root operation; in root operation they are not there."""
-    wrong_mode = cpu.cr0 & CR0_PE == 0 or cpu.long_mode and cpu.code_mode != 2
+    wrong_mode = real_addressing(cpu) or cpu.long_mode and cpu.code_mode != 2
     if cpu.non_root == 0 or wrong_mode:
         return raise_fault(cpu, UD, 0)
     qualification = 0
@@ -606,6 +615,8 @@ def group_registers(cpu, d):
         return _clts(cpu, d)
     elif op == 5:
         return _lmsw(cpu, d)
+    if user_mode_prevented(cpu):
+        return raise_fault(cpu, GP, 0)
     return store_word(cpu, d, conditions.cr0_read(cpu))
 
 
