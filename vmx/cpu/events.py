@@ -67,7 +67,8 @@ STOP_SHUTDOWN, STOP_WAIT_FOR_SIPI = int(Stop.SHUTDOWN), int(Stop.WAIT_FOR_SIPI)
 VALID = 1 << 31
 OTHER_EVENT = 7  # interruption type: a pending monitor trap
 PENDING_BS = 1 << 14  # single step, in DR6 and in the pending debug exceptions
-PENDING_IN_DR6 = PENDING_BS | 1 << 13 | 0xF
+PENDING_BT = 1 << 15  # a switch to a task whose TSS has T set
+PENDING_IN_DR6 = PENDING_BT | PENDING_BS | 1 << 13 | 0xF
 DR7_GD = 1 << 13
 CONTRIBUTORY = 1 << 0 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13  # #DE #TS #NP #SS #GP
 

@@ -54,9 +54,9 @@ from vmx.cpu.segmentation import (
     stack_holds,
     stop_not_modelled,
     table_holds,
-    task_switch,
 )
 from vmx.cpu.syscall import fs_or_gs, read_base, swapgs, syscall, sysenter, sysexit, sysret, write_base
+from vmx.cpu.tasks import FROM_CALL, FROM_IRET, FROM_JUMP, switch_task
 from vmx.cpu.virtual8086 import (
     TO_PROGRAM,
     enter_by_iret,
@@ -105,13 +105,13 @@ from vmx.state.unit import unit
 
 MASK32 = 0xFFFF_FFFF
 CALL_GATE_16_STOP = int(NotModelled.CALL_GATE_16)
-FROM_CALL, FROM_IRET, FROM_JUMP = 0, 1, 2  # sources of a task switch
 
 
 @compiled
 def _task_switch(cpu, d, selector, source):
     cpu.exit_length = d.length
-    return task_switch(cpu, selector, source)
+    status = switch_task(cpu, selector, source, 0, get_rflags(cpu), cpu.next_rip)
+    return JUMP if status == OK else status
 
 
 # --- where a far pointer leads ------------------------------------------------------------------------------

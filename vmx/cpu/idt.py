@@ -28,8 +28,8 @@ from vmx.cpu.segmentation import (
     read_descriptor,
     rights_of,
     stack_holds,
-    task_switch,
 )
+from vmx.cpu.tasks import FROM_GATE, push_task_error, switch_task
 from vmx.mmu.access import load_system, store, store_system
 from vmx.mmu.mode import update_mode
 from vmx.mmu.tlb import BANK_BYTES, ENTRIES, SUPERVISOR, TLB_ENTRY
@@ -73,7 +73,6 @@ from vmx.state.unit import unit
 EXTERNAL, NMI_TYPE, HARDWARE_EXCEPTION = 0, 2, 3
 SOFTWARE_INTERRUPT, PRIVILEGED_EXCEPTION, SOFTWARE_EXCEPTION = 4, 5, 6
 
-IDT_SOURCE = 3  # of a task switch, in its exit qualification
 TLB_ENTRY_SIZE = TLB_ENTRY.size
 
 
@@ -334,6 +333,21 @@ def _drop_data_segments(cpu):
     put_null(cpu, GS, 0, 0)
 
 
+@compiled
+def _enter_task(cpu, selector, vector, kind, error, has_error):
+    """Through a task gate: the interrupted state goes to its TSS, an error code to the new task's stack."""
+    external = external_bit(kind)
+    flags = saved_flags(cpu, vector, kind)
+    status = switch_task(cpu, selector, FROM_GATE, external, flags, return_address(cpu, kind))
+    if status:
+        return status
+    if kind == NMI_TYPE:
+        cpu.shadow |= SHADOW_NMI
+    if has_error:
+        return push_task_error(cpu, error, external)
+    return OK
+
+
 @unit(PROCESSOR, "i64", "i64", "i64", "i64")
 def deliver_protected(cpu, vector, kind, error, has_error):
     """One attempt in legacy protected mode. Returns OK, or the status of what is in the way."""
@@ -356,7 +370,7 @@ def deliver_protected(cpu, vector, kind, error, has_error):
         return raise_fault(cpu, NP, gate_error)
     selector = shr(low, 16) & 0xFFFF
     if kind_of_gate == TASK_GATE:
-        return task_switch(cpu, selector, IDT_SOURCE)
+        return _enter_task(cpu, selector, vector, kind, error, has_error)
     target = low & 0xFFFF | (shr(low, 32) & 0xFFFF_0000 if wide else 0)
 
     if selector & 0xFFFC == 0:

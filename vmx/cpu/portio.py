@@ -30,7 +30,10 @@ BITMAP_OFFSET = 102  # of the I/O map base in a 32- or 64-bit TSS
 
 @unit(PROCESSOR, "i64", "i64")
 def io_permitted(cpu, port, size):
-    """1 when IOPL (not in virtual-8086 mode) or the TSS's bitmap allows `size` ports from `port`; else 0 with cpu.fault set (#GP(0))."""
+    """1 when IOPL or the TSS's bitmap allows `size` ports from `port`; else 0 with cpu.fault set (#GP(0)).
+
+    In virtual-8086 mode the bitmap alone decides.
+    """
     if cpu.cr0 & CR0_PE == 0 or cpu.rflags & FLAG_VM == 0 and cpu.cpl <= shr(cpu.rflags, 12) & 3:
         return 1
     tr = cpu.segments[TR]

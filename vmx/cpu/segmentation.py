@@ -29,16 +29,11 @@ from vmx.state.processor import (
     SS,
     SS_FAULT,
     STOP,
-    NotModelled,
     Stop,
 )
 from vmx.state.unit import unit
-from vmx.virt.exit import vm_exit
-from vmx.virt.reasons import ExitReason
 
 NOT_MODELLED = int(Stop.NOT_MODELLED)
-TASK_SWITCH = int(NotModelled.TASK_SWITCH)
-TASK_SWITCH_EXIT = int(ExitReason.TASK_SWITCH)
 
 # bits of an access-rights word (VMCS format) and of its type field
 TYPE_ACCESSED, TYPE_WRITABLE, TYPE_EXPAND_DOWN, TYPE_CODE = 1, 2, 4, 8
@@ -57,14 +52,6 @@ def stop_not_modelled(cpu, what):
     cpu.stop_detail = what
     cpu.fault = STOP
     return STOP
-
-
-@compiled
-def task_switch(cpu, selector, source):
-    """A hardware task switch (`source`: 0 CALL ... 3 IDT gate): a VM exit, or a stop in root operation."""
-    if cpu.non_root:
-        return vm_exit(cpu, TASK_SWITCH_EXIT, selector | source << 30)
-    return stop_not_modelled(cpu, TASK_SWITCH)
 
 
 @compiled
@@ -201,7 +188,7 @@ def put_null(cpu, register, selector, dpl):
 
 @compiled
 def put_real(cpu, register, selector):
-    """A load in real-address or virtual-8086 mode: the base follows the selector, limit and rights stay ("unreal mode")."""
+    """A load in real-address or virtual-8086 mode: only selector and base change ("unreal mode")."""
     segment = cpu.segments[register]
     segment.selector = selector
     segment.base = selector << 4
