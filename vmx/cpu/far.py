@@ -4,6 +4,7 @@ Manual: the instructions' operation sections, "Call Gates", "Privilege Levels". 
 last.
 """
 
+from vmx.cpu.breakpoints import keep_resume_flag
 from vmx.cpu.events import software_interrupt
 from vmx.cpu.idt import (
     PRIVILEGED_EXCEPTION,
@@ -471,10 +472,10 @@ def far_return(cpu, d):
 
 @compiled
 def _return_flags(cpu, image, size):
-    """RFLAGS after IRET. RF is dropped: the next instruction would end it, and nothing here looks at it."""
+    """RFLAGS after IRET."""
     writable = 0xFFFF & ~(FLAG_IOPL | FLAG_IF)
     if size > 2:
-        writable |= FLAG_AC | 1 << 21
+        writable |= FLAG_RF | FLAG_AC | 1 << 21
     if cpu.cr0 & CR0_PE == 0 or cpu.cpl == 0:
         writable |= FLAG_IOPL | FLAG_IF
         if size > 2 and cpu.cr0 & CR0_PE:
@@ -562,6 +563,8 @@ def _iret(cpu, d):
 def interrupt_return(cpu, d):
     """IRET: also the end of blocking by NMI, whether it faults or not."""
     status = _iret(cpu, d)
+    if status == JUMP:
+        keep_resume_flag(cpu)
     if status == JUMP or status == FAULT:
         cpu.shadow &= ~SHADOW_NMI
         cpu.attention = 1

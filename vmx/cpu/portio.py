@@ -5,11 +5,13 @@ A port access goes to the platform (vmx.mmu.bus): the instruction stops, is answ
 
 from vmx.cpu.operands import gpr_write, mask, raise_fault
 from vmx.mmu.access import load_system
+from vmx.mmu.breakpoints import PORTS, note_access
 from vmx.mmu.bus import PORT, bus_access
 from vmx.state.bits import shr
 from vmx.state.jit import compiled
 from vmx.state.processor import (
     CR0_PE,
+    CR4_DE,
     DECODED,
     FLAG_VM,
     GP,
@@ -60,14 +62,23 @@ def mask_of_ports(size):
 
 
 @compiled
+def _note_port(cpu, port, size):
+    """I/O breakpoints, which exist while CR4.DE is 1."""
+    if cpu.cr4 & CR4_DE:
+        note_access(cpu, port, size, PORTS)
+
+
+@compiled
 def port_in(cpu, port, size):
     """Read a port; 0 with cpu.fault set while there is no answer."""
+    _note_port(cpu, port, size)
     return bus_access(cpu, PORT, port, size, 0, 0) & mask(size)
 
 
 @compiled
 def port_out(cpu, port, size, value):
     """Write a port; cpu.fault is set while there is no answer."""
+    _note_port(cpu, port, size)
     bus_access(cpu, PORT, port, size, 1, value & mask(size))
 
 

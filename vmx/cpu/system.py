@@ -359,7 +359,11 @@ def _mov_to_dr(cpu, d):
     elif number == 7:
         value = value & DR7_WRITABLE | DR7_ONES
     cpu.dr[number] = value
-    return OK
+    if number != 7:
+        return OK
+    update_privilege(cpu)
+    cpu.attention = 1
+    return JUMP
 
 
 # --- MSRs and counters --------------------------------------------------------------------------------------
