@@ -11,6 +11,7 @@ from vmx.state.bits import shr, ult
 from vmx.state.jit import compiled
 from vmx.state.processor import (
     ACCESS_DB,
+    ACCESS_L,
     ACCESS_P,
     ACCESS_S,
     ACCESS_UNUSABLE,
@@ -22,18 +23,15 @@ from vmx.state.processor import (
     FS,
     GP,
     GS,
+    JUMP,
     LDTR,
     NP,
     OK,
     PROCESSOR,
     SS,
     SS_FAULT,
-    STOP,
-    Stop,
 )
 from vmx.state.unit import unit
-
-NOT_MODELLED = int(Stop.NOT_MODELLED)
 
 # bits of an access-rights word (VMCS format) and of its type field
 TYPE_ACCESSED, TYPE_WRITABLE, TYPE_EXPAND_DOWN, TYPE_CODE = 1, 2, 4, 8
@@ -43,15 +41,6 @@ TYPE_READABLE, TYPE_CONFORMING = 2, 4  # of code segments
 LDT, TASK_GATE, CALL_GATE, INTERRUPT_GATE, TRAP_GATE = 2, 5, 0xC, 0xE, 0xF
 TSS_16_AVAILABLE, TSS_16_BUSY, CALL_GATE_16, INTERRUPT_GATE_16, TRAP_GATE_16 = 1, 3, 4, 6, 7
 TSS_AVAILABLE, TSS_BUSY = 9, 11
-
-
-@compiled
-def stop_not_modelled(cpu, what):
-    """Stop the machine at something that vmx does not model (a NotModelled); returns STOP."""
-    cpu.stop = NOT_MODELLED
-    cpu.stop_detail = what
-    cpu.fault = STOP
-    return STOP
 
 
 @compiled
@@ -281,6 +270,24 @@ def code_offset_fits(cpu, raw, offset, wide):
 def put_code_segment(cpu, selector, raw, cpl):
     """CS after all checks: its RPL is the new privilege level."""
     put_segment(cpu, CS, selector & 0xFFFC | cpl, raw)
+
+
+@compiled
+def is_64_bit(cpu, code):
+    """1 when a code segment's rights mean 64-bit mode."""
+    return 1 if cpu.long_mode and code & ACCESS_L else 0
+
+
+@compiled
+def real_transfer(cpu, selector, offset):
+    """Finish a far transfer in real-address or virtual-8086 mode."""
+    code = cpu.segments[CS]
+    if offset & ~0xFFFF and offset > code.limit:
+        return raise_fault(cpu, GP, 0)
+    code.selector = selector
+    code.base = selector << 4
+    cpu.next_rip = offset
+    return JUMP
 
 
 # --- stacks -------------------------------------------------------------------------------------------------

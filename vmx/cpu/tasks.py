@@ -34,7 +34,7 @@ from vmx.mmu.mode import load_pdptes, update_mode
 from vmx.mmu.tlb import flush_context, select_context
 from vmx.mmu.translate import IMPLICIT, READ, WRITE, translate
 from vmx.state.bits import ult
-from vmx.state.flags import set_rflags
+from vmx.state.flags import get_rflags, set_rflags
 from vmx.state.jit import compiled
 from vmx.state.processor import (
     ACCESS_P,
@@ -47,6 +47,7 @@ from vmx.state.processor import (
     FLAG_NT,
     FLAG_VM,
     GP,
+    JUMP,
     LDTR,
     NP,
     OK,
@@ -354,3 +355,11 @@ def push_task_error(cpu, error, external):
     if push(cpu, 4 if cpu.segments[TR].access & 8 else 2, error) == FAULT:
         cpu.fault_error |= external
     return cpu.fault
+
+
+@compiled
+def switch_by_instruction(cpu, d, selector, source):
+    """The task switch of JMP, CALL and IRET. Returns JUMP or a status."""
+    cpu.exit_length = d.length
+    status = switch_task(cpu, selector, source, 0, get_rflags(cpu), cpu.next_rip)
+    return JUMP if status == OK else status

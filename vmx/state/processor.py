@@ -289,9 +289,6 @@ class Bus(enum.IntEnum):
 
 
 class NotModelled(enum.IntEnum):
-    TASK_SWITCH = 1
-    VIRTUAL_8086 = 2
-    CALL_GATE_16 = 3
     HOST_WITHOUT_VECTOR_STUBS = 4
     FIVE_LEVEL_PAGING = 5
     SHUTDOWN_STATE = 6
