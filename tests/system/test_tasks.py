@@ -1,10 +1,13 @@
 """Hardware task switching, against expectations from the manual's chapter "Task Management"."""
 
+import numpy as np
 import pytest
 
 from vmx.cpu.events import deliver, deliver_fault, handle_attention
 from vmx.cpu.idt import EXTERNAL
+from vmx.state.memory import host_address
 from vmx.state.processor import CS, FS, GS, LDTR, TR, Status
+from vmx.virt.fields import VMCS
 
 from .world import (
     ABSENT,
@@ -351,3 +354,26 @@ def test_long_mode_has_no_tasks():
     assert go(world, JMP) == Status.FAULT and world.fault() == (GP, NEW)
     world.rflags |= NT
     assert world.execute(b"\xcf") == Status.FAULT and world.fault() == (GP, 0)
+
+
+@pytest.mark.parametrize("how,source", [(CALL, 0), (IRET, 1), (JMP, 2), (EVENT, 3)])
+def test_non_root_operation_exits(how, source):
+    """After the checks of the new TSS, before anything of the switch."""
+    world = prepared()
+    world.vmcs = np.zeros(VMCS.size + 64, np.uint8)
+    cpu = world.cpu
+    cpu.host_vmcs = host_address(world.vmcs)
+    cpu.non_root = cpu.python_hypervisor = 1
+    assert go(world, how) == Status.EXIT
+    vmcs = VMCS.view(host_address(world.vmcs))
+    assert (vmcs.exit_reason, vmcs.exit_qualification) == (9, NEW | source << 30)
+    assert vmcs.vm_exit_instruction_length == {CALL: 7, IRET: 1, JMP: 7, EVENT: 0}[how]
+    assert vmcs.idt_vectoring_info == (0x8000_0021 if how == EVENT else 0)
+    assert vmcs.guest_rip == CODE and vmcs.guest_tr_selector == TASK
+    assert world.get(TSS + 32, 4) == 0
+
+
+def test_non_root_operation_checks_first():
+    world = prepared(kind=0x8B)
+    world.cpu.non_root = 1
+    assert go(world, JMP) == Status.FAULT and world.fault() == (GP, NEW)

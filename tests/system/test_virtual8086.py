@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmx.cpu.events import deliver, deliver_fault
+from vmx.cpu.events import deliver, deliver_fault, handle_attention
 from vmx.cpu.idt import EXTERNAL
 from vmx.mmu.mode import update_mode
 from vmx.state.bits import unsigned
@@ -245,6 +245,17 @@ def test_what_the_monitor_must_see(code, image):
     before = int(world.cpu.gpr[4])
     assert world.execute(bytes.fromhex(code)) == Status.FAULT
     assert world.fault() == (GP, 0) and world.cpu.gpr[4] == before and world.rflags == 2 | VM | VIP
+
+
+@pytest.mark.parametrize(
+    "iopl,cr4,flags", [(0, VME, VIF | VIP), (3, VME, VIF | VIP), (0, VME, VIF), (0, 0, VIF | VIP)]
+)
+def test_both_virtual_flags_at_the_beginning_of_an_instruction(iopl, cr4, flags):
+    world = program(iopl=iopl, cr4=cr4, flags=flags)
+    world.cpu.limit, world.cpu.attention = 100, 1
+    hits = iopl < 3 and cr4 and flags == VIF | VIP
+    assert handle_attention(world.cpu) == (Status.FAULT if hits else Status.OK)
+    assert world.fault() == ((GP, 0) if hits else None)
 
 
 @pytest.mark.parametrize("iopl", [0, 3])

@@ -16,6 +16,7 @@ from vmx.cpu.idt import (
     deliver_once,
 )
 from vmx.cpu.operands import raise_fault
+from vmx.cpu.virtual8086 import has_virtual_flag
 from vmx.state.bits import ule, ult
 from vmx.state.jit import compiled
 from vmx.state.processor import (
@@ -30,6 +31,9 @@ from vmx.state.processor import (
     FLAG_IF,
     FLAG_RF,
     FLAG_TF,
+    FLAG_VIF,
+    FLAG_VIP,
+    GP,
     JUMP,
     NMI,
     OK,
@@ -307,7 +311,7 @@ def handle_attention(cpu):
     """What comes before the next instruction, by the manual's priorities.
 
     OK: go on (cpu.attention is clear unless an interrupt waits for RFLAGS.IF). STEP: run one instruction,
-    call after_step, call again. FAULT: an instruction breakpoint. DELIVERED: RIP is a handler's. EXIT, or STOP with
+    call after_step, call again. FAULT: instead of the instruction. DELIVERED: RIP is a handler's. EXIT, or STOP with
     cpu.stop.
     """
     if cpu.has_injected:
@@ -335,6 +339,9 @@ def handle_attention(cpu):
     if cpu.activity == ACTIVITY_HLT:
         cpu.stop = STOP_HALT
         return STOP
+    both = FLAG_VIF | FLAG_VIP
+    if cpu.rflags & both == both and has_virtual_flag(cpu) and ult(cpu.retired, cpu.limit):
+        return raise_fault(cpu, GP, 0)  # "both set at the beginning of an instruction": the monitor's turn
     if watching(cpu) and cpu.rflags & FLAG_RF == 0 and blocked & SHADOW_MOV_SS == 0:
         found = instruction_breakpoints(cpu)
         if found and ult(cpu.retired, cpu.limit):  # a handler that begins with one goes round for ever
