@@ -1,6 +1,7 @@
 """Task switches and virtual-8086 mode against Unicorn (a QEMU core): the same start, the same end.
 
-Left out are 16-bit TSSs, whose selectors Unicorn's core looks for at the wrong offsets, and PUSHFD, which pushes VM there.
+Left out are 16-bit TSSs, whose selectors Unicorn's core looks for at the wrong offsets, and PUSHFD, which pushes VM
+there.
 """
 
 import random
