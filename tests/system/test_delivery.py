@@ -312,14 +312,6 @@ def test_absent_inner_stack_is_a_stack_fault():
     assert world.get(unsigned(world.cpu.gpr[4]), 4) == ABSENT + 1
 
 
-def test_task_gate_is_not_modelled():
-    world = World("protected32")
-    world.put_gate(UD, TASK, 0, kind=5, width=8)
-    assert raised(world, UD) == Status.STOP
-    assert world.cpu.stop == Stop.NOT_MODELLED and world.cpu.stop_detail == 1
-    assert world.cpu.rip == CODE
-
-
 # --- real-address mode --------------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from vmx.cpu.decode import DECODED_OK, decode
 from vmx.cpu.descriptor import group_descriptor
 from vmx.cpu.far import group_far
 from vmx.cpu.portio import group_portio
+from vmx.cpu.stack import group_stack
 from vmx.cpu.system import group_system
 from vmx.isa.operations import GROUP_NUMBER
 from vmx.mmu.mode import update_mode
@@ -69,6 +70,7 @@ GROUPS = {
     GROUP_NUMBER["SYSTEM"]: group_system,
     GROUP_NUMBER["DESCRIPTOR"]: group_descriptor,
     GROUP_NUMBER["PORTIO"]: group_portio,
+    GROUP_NUMBER["STACK"]: group_stack,
 }
 
 

@@ -32,7 +32,7 @@ _BASIC_ECX = {
     "hypervisor": 31,
 }  # fmt: skip
 _BASIC_EDX = {
-    "fpu": 0, "de": 2, "pse": 3, "tsc": 4, "msr": 5, "pae": 6, "mce": 7, "cx8": 8, "apic": 9, "sep": 11,
+    "fpu": 0, "vme": 1, "de": 2, "pse": 3, "tsc": 4, "msr": 5, "pae": 6, "mce": 7, "cx8": 8, "apic": 9, "sep": 11,
     "mtrr": 12, "pge": 13, "cmov": 15, "pat": 16, "pse36": 17, "clfsh": 19, "mmx": 23, "fxsr": 24, "sse": 25,
     "sse2": 26, "htt": 28,
 }  # fmt: skip
@@ -40,7 +40,7 @@ _SEVEN_EBX = {
     "fsgsbase": 0, "tsc_adjust": 1, "bmi1": 3, "smep": 7, "bmi2": 8, "erms": 9, "invpcid": 10, "rdseed": 18,
     "adx": 19, "smap": 20, "clflushopt": 23, "clwb": 24,
 }  # fmt: skip
-_SEVEN_ECX = {"rdpid": 22, "movdiri": 27}
+_SEVEN_ECX = {"umip": 2, "rdpid": 22, "movdiri": 27}
 _SEVEN_EDX = {"serialize": 14, "spec_ctrl": 26, "arch_capabilities": 29}
 _EXTENDED_ECX = {"lahf": 0, "lzcnt": 5, "prefetchw": 8}
 _EXTENDED_EDX = {"syscall": 11, "nx": 20, "pdpe1gb": 26, "rdtscp": 27, "lm": 29}

@@ -32,6 +32,7 @@ from vmx.cpu.segmentation import (
     descriptor_address,
     dpl_of,
     limit_of,
+    real_addressing,
     rights_of,
     set_descriptor_type,
     table_holds,
@@ -45,6 +46,7 @@ from vmx.state.processor import (
     ACCESS_S,
     ACCESS_UNUSABLE,
     CR0_PE,
+    CR4_UMIP,
     DECODED,
     DS,
     FLAG_ZF,
@@ -210,6 +212,12 @@ def _load_system_segment(cpu, d, is_task):
 
 
 @compiled
+def user_mode_prevented(cpu):
+    """1 when CR4.UMIP keeps SGDT, SIDT, SLDT, SMSW and STR from code outside privilege level 0."""
+    return 1 if cpu.cr4 & CR4_UMIP and cpu.cpl != 0 else 0
+
+
+@compiled
 def store_word(cpu, d, value):
     """SLDT, STR, SMSW: 16 bits in memory; a register takes the operand size."""
     if d.dst == OPERAND_MEMORY:
@@ -327,9 +335,11 @@ def group_descriptor(cpu, d):
     """Execute an instruction of the DESCRIPTOR group."""
     op = d.op & 31
     protected = cpu.cr0 & CR0_PE
-    if op >= 4 and not protected:
+    if op >= 4 and real_addressing(cpu):
         return raise_fault(cpu, UD, 0)
     if (op < 2 or op == 4 or op == 5) and protected and cpu.cpl != 0:
+        return raise_fault(cpu, GP, 0)
+    if (op == 2 or op == 3 or op == 6 or op == 7) and user_mode_prevented(cpu):
         return raise_fault(cpu, GP, 0)
     if op < 8 and descriptor_table_exiting(cpu):
         if op < 4:  # identities: SGDT SIDT LGDT LIDT

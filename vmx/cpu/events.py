@@ -5,6 +5,7 @@ Among Simultaneous Exceptions and Interrupts", and for VMX non-root operation "O
 "Information for VM Exits That Occur During Event Delivery". The IDT itself is in `vmx.cpu.idt`.
 """
 
+from vmx.cpu.breakpoints import STEP_TF, begin_step, end_step, instruction_breakpoints, watching
 from vmx.cpu.idt import (
     EXTERNAL,
     HARDWARE_EXCEPTION,
@@ -14,7 +15,9 @@ from vmx.cpu.idt import (
     SOFTWARE_INTERRUPT,
     deliver_once,
 )
-from vmx.state.bits import ule
+from vmx.cpu.operands import raise_fault
+from vmx.cpu.virtual8086 import has_virtual_flag
+from vmx.state.bits import ule, ult
 from vmx.state.jit import compiled
 from vmx.state.processor import (
     ACTIVE,
@@ -26,7 +29,11 @@ from vmx.state.processor import (
     DF,
     EXIT,
     FLAG_IF,
+    FLAG_RF,
     FLAG_TF,
+    FLAG_VIF,
+    FLAG_VIP,
+    GP,
     JUMP,
     NMI,
     OK,
@@ -67,7 +74,9 @@ STOP_SHUTDOWN, STOP_WAIT_FOR_SIPI = int(Stop.SHUTDOWN), int(Stop.WAIT_FOR_SIPI)
 VALID = 1 << 31
 OTHER_EVENT = 7  # interruption type: a pending monitor trap
 PENDING_BS = 1 << 14  # single step, in DR6 and in the pending debug exceptions
-PENDING_IN_DR6 = PENDING_BS | 1 << 13 | 0xF
+PENDING_BT = 1 << 15  # a switch to a task whose TSS has T set
+PENDING_BD = 1 << 13  # general detect
+PENDING_IN_DR6 = PENDING_BT | PENDING_BS | PENDING_BD | 0xF
 DR7_GD = 1 << 13
 CONTRIBUTORY = 1 << 0 | 1 << 10 | 1 << 11 | 1 << 12 | 1 << 13  # #DE #TS #NP #SS #GP
 
@@ -128,6 +137,8 @@ def _note_cause(cpu, vector):
     if vector == PF:
         cpu.cr2 = cpu.fault_address
     elif vector == DB:
+        if cpu.pending_debug & PENDING_BD:
+            cpu.rflags |= FLAG_RF  # a fault, unlike traps; an instruction breakpoint saves RF as it is
         cpu.dr[6] = cpu.dr[6] | cpu.pending_debug & PENDING_IN_DR6
         cpu.dr[7] = cpu.dr[7] & ~DR7_GD
         cpu.debugctl &= ~1
@@ -300,7 +311,8 @@ def handle_attention(cpu):
     """What comes before the next instruction, by the manual's priorities.
 
     OK: go on (cpu.attention is clear unless an interrupt waits for RFLAGS.IF). STEP: run one instruction,
-    call after_step, call again. DELIVERED: RIP is a handler's. EXIT, or STOP with cpu.stop.
+    call after_step, call again. FAULT: instead of the instruction. DELIVERED: RIP is a handler's. EXIT, or STOP with
+    cpu.stop.
     """
     if cpu.has_injected:
         return deliver_injected(cpu)
@@ -327,10 +339,20 @@ def handle_attention(cpu):
     if cpu.activity == ACTIVITY_HLT:
         cpu.stop = STOP_HALT
         return STOP
-    if blocked or cpu.rflags & FLAG_TF:
+    both = FLAG_VIF | FLAG_VIP
+    if cpu.rflags & both == both and has_virtual_flag(cpu) and ult(cpu.retired, cpu.limit):
+        return raise_fault(cpu, GP, 0)  # "both set at the beginning of an instruction": the monitor's turn
+    if watching(cpu) and cpu.rflags & FLAG_RF == 0 and blocked & SHADOW_MOV_SS == 0:
+        found = instruction_breakpoints(cpu)
+        if found and ult(cpu.retired, cpu.limit):  # a handler that begins with one goes round for ever
+            cpu.pending_debug |= found
+            return raise_fault(cpu, DB, 0)
+    if blocked or cpu.rflags & FLAG_TF or watching(cpu):
         cpu.step_shadow = blocked
-        cpu.step_trap = 1 if cpu.rflags & FLAG_TF else 0
+        cpu.step_trap = STEP_TF if cpu.rflags & FLAG_TF else 0
+        begin_step(cpu)
         return STEP
+    cpu.rflags &= ~FLAG_RF  # the next instruction ends it, and without breakpoints nothing looks at it
     cpu.attention = 1 if waiting else 0
     return OK
 
@@ -340,8 +362,9 @@ def after_step(cpu):
     """After the instruction that STEP allowed: blocking by STI or MOV SS ends, a single-step trap is due."""
     cpu.shadow &= ~cpu.step_shadow
     cpu.step_shadow = 0
-    if cpu.step_trap:
-        cpu.step_trap = 0
+    end_step(cpu)
+    if cpu.step_trap & STEP_TF:
         cpu.pending_debug |= PENDING_BS
+    cpu.step_trap = 0
     cpu.attention = 1
     return OK

@@ -28,8 +28,8 @@ from vmx.cpu.segmentation import (
     read_descriptor,
     rights_of,
     stack_holds,
-    task_switch,
 )
+from vmx.cpu.tasks import FROM_GATE, push_task_error, switch_task
 from vmx.mmu.access import load_system, store, store_system
 from vmx.mmu.mode import update_mode
 from vmx.mmu.tlb import BANK_BYTES, ENTRIES, SUPERVISOR, TLB_ENTRY
@@ -45,13 +45,17 @@ from vmx.state.processor import (
     CS,
     DB,
     DF,
+    DS,
+    ES,
     FLAG_AC,
     FLAG_IF,
     FLAG_NT,
     FLAG_RF,
     FLAG_TF,
     FLAG_VM,
+    FS,
     GP,
+    GS,
     MC,
     NP,
     OK,
@@ -69,7 +73,6 @@ from vmx.state.unit import unit
 EXTERNAL, NMI_TYPE, HARDWARE_EXCEPTION = 0, 2, 3
 SOFTWARE_INTERRUPT, PRIVILEGED_EXCEPTION, SOFTWARE_EXCEPTION = 4, 5, 6
 
-IDT_SOURCE = 3  # of a task switch, in its exit qualification
 TLB_ENTRY_SIZE = TLB_ENTRY.size
 
 
@@ -286,7 +289,8 @@ def inner_stack_descriptor(cpu, selector, cpl, external):
 
 @compiled
 def _push_legacy_frame(cpu, base, width, flags, back, error, has_error, outer, cpl):
-    """SS:ESP of the interrupted level (when `outer`), EFLAGS, CS, EIP, an error code, downwards to `base`."""
+    """GS, FS, DS, ES (from virtual-8086 mode), SS:ESP of the interrupted level (when `outer`), EFLAGS, CS, EIP,
+    an error code, downwards to `base`."""
     at = base
     if has_error:
         if stack_store(cpu, at, width, error, cpl):
@@ -301,8 +305,47 @@ def _push_legacy_frame(cpu, base, width, flags, back, error, has_error, outer, c
     if outer:
         if stack_store(cpu, at + 3 * width, width, cpu.gpr[RSP], cpl):
             return cpu.fault
-        stack_store(cpu, at + 4 * width, width, cpu.segments[SS].selector, cpl)
+        if stack_store(cpu, at + 4 * width, width, cpu.segments[SS].selector, cpl):
+            return cpu.fault
+        if flags & FLAG_VM:
+            return _push_data_selectors(cpu, at + 5 * width, width, cpl)
     return cpu.fault
+
+
+@compiled
+def _push_data_selectors(cpu, at, width, cpl):
+    """ES, DS, FS and GS upwards from `at`."""
+    if stack_store(cpu, at, width, cpu.segments[ES].selector, cpl):
+        return cpu.fault
+    if stack_store(cpu, at + width, width, cpu.segments[DS].selector, cpl):
+        return cpu.fault
+    if stack_store(cpu, at + 2 * width, width, cpu.segments[FS].selector, cpl):
+        return cpu.fault
+    return stack_store(cpu, at + 3 * width, width, cpu.segments[GS].selector, cpl)
+
+
+@compiled
+def _drop_data_segments(cpu):
+    """Out of virtual-8086 mode: what its data segment registers hold means nothing in protected mode."""
+    put_null(cpu, ES, 0, 0)
+    put_null(cpu, DS, 0, 0)
+    put_null(cpu, FS, 0, 0)
+    put_null(cpu, GS, 0, 0)
+
+
+@compiled
+def _enter_task(cpu, selector, vector, kind, error, has_error):
+    """Through a task gate: the interrupted state goes to its TSS, an error code to the new task's stack."""
+    external = external_bit(kind)
+    flags = saved_flags(cpu, vector, kind)
+    status = switch_task(cpu, selector, FROM_GATE, external, flags, return_address(cpu, kind))
+    if status:
+        return status
+    if kind == NMI_TYPE:
+        cpu.shadow |= SHADOW_NMI
+    if has_error:
+        return push_task_error(cpu, error, external)
+    return OK
 
 
 @unit(PROCESSOR, "i64", "i64", "i64", "i64")
@@ -327,7 +370,7 @@ def deliver_protected(cpu, vector, kind, error, has_error):
         return raise_fault(cpu, NP, gate_error)
     selector = shr(low, 16) & 0xFFFF
     if kind_of_gate == TASK_GATE:
-        return task_switch(cpu, selector, IDT_SOURCE)
+        return _enter_task(cpu, selector, vector, kind, error, has_error)
     target = low & 0xFFFF | (shr(low, 32) & 0xFFFF_0000 if wide else 0)
 
     if selector & 0xFFFC == 0:
@@ -339,9 +382,12 @@ def deliver_protected(cpu, vector, kind, error, has_error):
     if _check_handler_segment(cpu, selector, code, external):
         return cpu.fault
     cpl = handler_privilege(cpu, code)
+    virtual = cpu.rflags & FLAG_VM != 0
+    if virtual and cpl != 0:
+        return raise_fault(cpu, GP, selector & 0xFFFC | external)
     outer = cpl < cpu.cpl
     width = 4 if wide else 2
-    size = width * ((5 if outer else 3) + has_error)
+    size = width * ((5 if outer else 3) + (4 if virtual else 0) + has_error)
 
     stack = 0
     new_ss = 0
@@ -380,6 +426,8 @@ def deliver_protected(cpu, vector, kind, error, has_error):
     if outer:
         put_segment(cpu, SS, new_ss, stack_raw)
     set_stack_pointer(cpu, pointer)
+    if virtual:
+        _drop_data_segments(cpu)
     put_code_segment(cpu, selector, raw, cpl)
     _enter(cpu, kind, target, gate & 1 == 0)
     return OK

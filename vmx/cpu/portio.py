@@ -5,12 +5,15 @@ A port access goes to the platform (vmx.mmu.bus): the instruction stops, is answ
 
 from vmx.cpu.operands import gpr_write, mask, raise_fault
 from vmx.mmu.access import load_system
+from vmx.mmu.breakpoints import PORTS, note_access
 from vmx.mmu.bus import PORT, bus_access
 from vmx.state.bits import shr
 from vmx.state.jit import compiled
 from vmx.state.processor import (
     CR0_PE,
+    CR4_DE,
     DECODED,
+    FLAG_VM,
     GP,
     OPERAND_IMMEDIATE,
     PROCESSOR,
@@ -29,8 +32,11 @@ BITMAP_OFFSET = 102  # of the I/O map base in a 32- or 64-bit TSS
 
 @unit(PROCESSOR, "i64", "i64")
 def io_permitted(cpu, port, size):
-    """1 when IOPL or the TSS's bitmap allows `size` ports from `port`; else 0 with cpu.fault set (#GP(0))."""
-    if cpu.cr0 & CR0_PE == 0 or cpu.cpl <= shr(cpu.rflags, 12) & 3:
+    """1 when IOPL or the TSS's bitmap allows `size` ports from `port`; else 0 with cpu.fault set (#GP(0)).
+
+    In virtual-8086 mode the bitmap alone decides.
+    """
+    if cpu.cr0 & CR0_PE == 0 or cpu.rflags & FLAG_VM == 0 and cpu.cpl <= shr(cpu.rflags, 12) & 3:
         return 1
     tr = cpu.segments[TR]
     permitted = 0
@@ -56,14 +62,23 @@ def mask_of_ports(size):
 
 
 @compiled
+def _note_port(cpu, port, size):
+    """I/O breakpoints, which exist while CR4.DE is 1."""
+    if cpu.cr4 & CR4_DE:
+        note_access(cpu, port, size, PORTS)
+
+
+@compiled
 def port_in(cpu, port, size):
     """Read a port; 0 with cpu.fault set while there is no answer."""
+    _note_port(cpu, port, size)
     return bus_access(cpu, PORT, port, size, 0, 0) & mask(size)
 
 
 @compiled
 def port_out(cpu, port, size, value):
     """Write a port; cpu.fault is set while there is no answer."""
+    _note_port(cpu, port, size)
     bus_access(cpu, PORT, port, size, 1, value & mask(size))
 
 

@@ -11,6 +11,7 @@ from vmx.state.bits import shr, ult
 from vmx.state.jit import compiled
 from vmx.state.processor import (
     ACCESS_DB,
+    ACCESS_L,
     ACCESS_P,
     ACCESS_S,
     ACCESS_UNUSABLE,
@@ -18,26 +19,19 @@ from vmx.state.processor import (
     CS,
     DS,
     ES,
+    FLAG_VM,
     FS,
     GP,
     GS,
+    JUMP,
     LDTR,
     NP,
     OK,
     PROCESSOR,
     SS,
     SS_FAULT,
-    STOP,
-    NotModelled,
-    Stop,
 )
 from vmx.state.unit import unit
-from vmx.virt.exit import vm_exit
-from vmx.virt.reasons import ExitReason
-
-NOT_MODELLED = int(Stop.NOT_MODELLED)
-TASK_SWITCH = int(NotModelled.TASK_SWITCH)
-TASK_SWITCH_EXIT = int(ExitReason.TASK_SWITCH)
 
 # bits of an access-rights word (VMCS format) and of its type field
 TYPE_ACCESSED, TYPE_WRITABLE, TYPE_EXPAND_DOWN, TYPE_CODE = 1, 2, 4, 8
@@ -50,20 +44,9 @@ TSS_AVAILABLE, TSS_BUSY = 9, 11
 
 
 @compiled
-def stop_not_modelled(cpu, what):
-    """Stop the machine at something that vmx does not model (a NotModelled); returns STOP."""
-    cpu.stop = NOT_MODELLED
-    cpu.stop_detail = what
-    cpu.fault = STOP
-    return STOP
-
-
-@compiled
-def task_switch(cpu, selector, source):
-    """A hardware task switch (`source`: 0 CALL ... 3 IDT gate): a VM exit, or a stop in root operation."""
-    if cpu.non_root:
-        return vm_exit(cpu, TASK_SWITCH_EXIT, selector | source << 30)
-    return stop_not_modelled(cpu, TASK_SWITCH)
+def real_addressing(cpu):
+    """1 where a selector is a paragraph number: real-address mode and virtual-8086 mode."""
+    return 1 if cpu.cr0 & CR0_PE == 0 or cpu.rflags & FLAG_VM else 0
 
 
 @compiled(inline=True)
@@ -194,7 +177,7 @@ def put_null(cpu, register, selector, dpl):
 
 @compiled
 def put_real(cpu, register, selector):
-    """A load in real-address mode: the base follows the selector, limit and rights stay ("unreal mode")."""
+    """A load in real-address or virtual-8086 mode: only selector and base change ("unreal mode")."""
     segment = cpu.segments[register]
     segment.selector = selector
     segment.base = selector << 4
@@ -237,7 +220,7 @@ def _load_ss(cpu, selector):
 def load_segment(cpu, register, selector):
     """Load ES, SS, DS, FS or GS as MOV and POP do. Returns OK or a status; nothing is loaded then."""
     selector &= 0xFFFF
-    if not cpu.cr0 & CR0_PE:
+    if real_addressing(cpu):
         put_real(cpu, register, selector)
         return OK
     if register == SS:
@@ -287,6 +270,24 @@ def code_offset_fits(cpu, raw, offset, wide):
 def put_code_segment(cpu, selector, raw, cpl):
     """CS after all checks: its RPL is the new privilege level."""
     put_segment(cpu, CS, selector & 0xFFFC | cpl, raw)
+
+
+@compiled
+def is_64_bit(cpu, code):
+    """1 when a code segment's rights mean 64-bit mode."""
+    return 1 if cpu.long_mode and code & ACCESS_L else 0
+
+
+@compiled
+def real_transfer(cpu, selector, offset):
+    """Finish a far transfer in real-address or virtual-8086 mode."""
+    code = cpu.segments[CS]
+    if offset & ~0xFFFF and offset > code.limit:
+        return raise_fault(cpu, GP, 0)
+    code.selector = selector
+    code.base = selector << 4
+    cpu.next_rip = offset
+    return JUMP
 
 
 # --- stacks -------------------------------------------------------------------------------------------------

@@ -7,7 +7,6 @@ from vmx.cpu.operands import (
     gpr_write,
     peek,
     push,
-    raise_fault,
     read_operand,
     segmented_address,
     set_stack_pointer,
@@ -15,6 +14,7 @@ from vmx.cpu.operands import (
     stack_linear,
     stack_mask,
 )
+from vmx.cpu.virtual8086 import pop_virtual_flags, push_virtual_flags
 from vmx.mmu.access import check_write, load, store
 from vmx.mmu.mode import update_privilege
 from vmx.state.flags import get_rflags, set_rflags
@@ -34,7 +34,6 @@ from vmx.state.processor import (
     FLAG_VIP,
     FLAG_VM,
     FLAT,
-    GP,
     JUMP,
     OK,
     OPERAND_MEMORY,
@@ -110,22 +109,22 @@ def _pop_all(cpu, d):
 
 
 @compiled
-def _virtual_8086_denied(cpu):
-    """In virtual-8086 mode with IOPL below 3, PUSHF and POPF are #GP(0)."""
+def _program_without_iopl(cpu):
+    """Virtual-8086 mode with IOPL below 3: PUSHF and POPF have their own rules."""
     return cpu.rflags & FLAG_VM != 0 and cpu.rflags & FLAG_IOPL != FLAG_IOPL
 
 
 @compiled
 def _pushf(cpu, d):
-    if _virtual_8086_denied(cpu):
-        return raise_fault(cpu, GP, 0)
+    if _program_without_iopl(cpu):
+        return push_virtual_flags(cpu, d.size)
     return push(cpu, d.size, get_rflags(cpu) & ~(FLAG_VM | FLAG_RF))
 
 
 @compiled
 def _popf(cpu, d):
-    if _virtual_8086_denied(cpu):
-        return raise_fault(cpu, GP, 0)
+    if _program_without_iopl(cpu):
+        return pop_virtual_flags(cpu, d.size)
     value = peek(cpu, d.size, 0)
     if cpu.fault:
         return cpu.fault

@@ -7,9 +7,11 @@ one retired instruction.
 """
 
 from vmx.cpu.alu import sub_flags
+from vmx.cpu.breakpoints import STEP_TF, keep_resume_flag, watching
 from vmx.cpu.operands import gpr_read, gpr_write, mask, segmented_address
 from vmx.cpu.portio import io_permitted, port_in, port_out
 from vmx.mmu.access import host_for_read, host_for_write, load, load_for_update, raw_load, raw_store, store
+from vmx.mmu.breakpoints import MET
 from vmx.mmu.bus import forget_bus_answers
 from vmx.state.bits import udiv
 from vmx.state.flags import zero
@@ -20,6 +22,7 @@ from vmx.state.processor import (
     DS,
     ES,
     FLAG_DF,
+    FLAG_RF,
     FLAT,
     FS,
     JUMP,
@@ -232,7 +235,8 @@ def _repeat(cpu, d, op, size, delta):
     count = gpr_read(cpu, RCX, d.address_size)
     if count == 0:
         return OK
-    if delta > 0 and (op == 0 or op == 2) and (count >= 2 or count < 0):
+    single = cpu.step_trap & STEP_TF  # a single-step trap follows every iteration
+    if delta > 0 and single == 0 and (op == 0 or op == 2) and (count >= 2 or count < 0):
         wanted = count if count > 0 else CHUNK
         done = _bulk(cpu, d, op, size, wanted)
         cpu.fault = 0  # a fault is found again, and reported, by the single element below
@@ -258,7 +262,7 @@ def _repeat(cpu, d, op, size, delta):
             return JUMP
         if until == 2 and zero(cpu) == 1:
             return JUMP
-        if cpu.code_changed:
+        if cpu.code_changed or single or cpu.pending_debug & MET:
             break
         if served:
             # an access of the bus restarts the instruction, so the elements since its start do not tell
@@ -266,6 +270,9 @@ def _repeat(cpu, d, op, size, delta):
             if cpu.bus_elements & (BUS_CHUNK - 1) == 0:
                 break
     cpu.next_rip = cpu.rip
+    if watching(cpu):
+        cpu.rflags |= FLAG_RF
+        keep_resume_flag(cpu)
     return JUMP
 
 

@@ -35,7 +35,7 @@ from vmx.state.processor import (
 # access rights that these instructions load: flat, present, accessed
 CODE_64, CODE_32, DATA = 0xA09B, 0xC09B, 0xC093
 DPL_3 = 3 << 5
-SYSRET_FLAGS = 0x3C_7FD7 & ~FLAG_RF  # RF would end with the next instruction, and nothing here looks at it
+SYSRET_FLAGS = 0x3C_7FD7  # without RF and VM
 
 
 @compiled

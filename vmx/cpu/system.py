@@ -5,10 +5,11 @@ faults by privilege come first, then the VM exit, then everything else).
 """
 
 from vmx.cpu.cpuid import cpuid, reports_vmx
-from vmx.cpu.descriptor import exit_displacement, instruction_information, store_word
+from vmx.cpu.descriptor import exit_displacement, instruction_information, store_word, user_mode_prevented
 from vmx.cpu.msr import read_msr, time_stamp_counter, write_msr
 from vmx.cpu.operands import gpr_read, linear_address, plus, raise_fault, read_operand
-from vmx.cpu.segmentation import canonical
+from vmx.cpu.segmentation import canonical, real_addressing
+from vmx.cpu.virtual8086 import has_virtual_flag
 from vmx.cpu.vmx_instructions import group_vmx
 from vmx.mmu.access import load
 from vmx.mmu.ept import PHYSICAL_ADDRESS_BITS
@@ -48,6 +49,8 @@ from vmx.state.processor import (
     EFER_LME,
     FLAG_AC,
     FLAG_IF,
+    FLAG_VIF,
+    FLAG_VIP,
     GP,
     JUMP,
     OK,
@@ -360,7 +363,11 @@ def _mov_to_dr(cpu, d):
     elif number == 7:
         value = value & DR7_WRITABLE | DR7_ONES
     cpu.dr[number] = value
-    return OK
+    if number != 7:
+        return OK
+    update_privilege(cpu)
+    cpu.attention = 1
+    return JUMP
 
 
 # --- MSRs and counters --------------------------------------------------------------------------------------
@@ -463,13 +470,16 @@ def _invpcid(cpu, d):
 
 @compiled
 def _flag_privileged(cpu):
-    """1 when CPL lets CLI and STI change IF."""
+    """1 when CPL lets CLI and STI change IF (in virtual-8086 mode it is 3)."""
     return 1 if cpu.cr0 & CR0_PE == 0 or cpu.cpl <= shr(cpu.rflags, 12) & 3 else 0
 
 
 @compiled
 def _cli(cpu, d):
     if not _flag_privileged(cpu):
+        if has_virtual_flag(cpu):
+            cpu.rflags &= ~FLAG_VIF
+            return OK
         return raise_fault(cpu, GP, 0)
     cpu.rflags &= ~FLAG_IF
     return JUMP
@@ -479,6 +489,9 @@ def _cli(cpu, d):
 def _sti(cpu, d):
     """Interrupts stay blocked for one more instruction."""
     if not _flag_privileged(cpu):
+        if has_virtual_flag(cpu) and cpu.rflags & FLAG_VIP == 0:
+            cpu.rflags |= FLAG_VIF
+            return OK
         return raise_fault(cpu, GP, 0)
     if cpu.rflags & FLAG_IF == 0:
         cpu.rflags |= FLAG_IF
@@ -586,6 +599,8 @@ def group_registers(cpu, d):
         return _clts(cpu, d)
     elif op == 5:
         return _lmsw(cpu, d)
+    if user_mode_prevented(cpu):
+        return raise_fault(cpu, GP, 0)
     return store_word(cpu, d, conditions.cr0_read(cpu))
 
 

@@ -40,9 +40,6 @@ IA32_APIC_BASE, IA32_TSC_DEADLINE = 0x1B, 0x6E0
 X2APIC_MSRS = range(0x800, 0x900)
 PLATFORM_MSRS = (IA32_APIC_BASE, IA32_TSC_DEADLINE, *X2APIC_MSRS)
 NOT_MODELLED_TEXT = {
-    NotModelled.TASK_SWITCH: "hardware task switching",
-    NotModelled.VIRTUAL_8086: "virtual-8086 mode",
-    NotModelled.CALL_GATE_16: "16-bit call gates",
     NotModelled.HOST_WITHOUT_VECTOR_STUBS: "x87, MMX and SSE instructions on a host that is not x86-64",
     NotModelled.FIVE_LEVEL_PAGING: "5-level paging",
     NotModelled.SHUTDOWN_STATE: "the shutdown activity state",

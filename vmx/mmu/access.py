@@ -4,6 +4,7 @@ All return the value (loads) or nothing of interest (stores); what matters is `c
 the instruction must return. `size` is 1, 2, 4 or 8 bytes.
 """
 
+from vmx.mmu.breakpoints import ACCESSES, WRITES, note_access
 from vmx.mmu.bus import MEMORY, bus_access
 from vmx.mmu.physical import host_of, mark_written
 from vmx.mmu.tlb import BANK_BYTES, ENTRIES, NONE, SUPERVISOR, TLB_ENTRY
@@ -11,7 +12,7 @@ from vmx.mmu.translate import IMPLICIT, READ, WRITE, translate
 from vmx.state.bits import shr
 from vmx.state.jit import compiled
 from vmx.state.memory import load8, load16, load32, load64, store8, store16, store32, store64
-from vmx.state.processor import AC, FAULT, PROCESSOR
+from vmx.state.processor import AC, CR0_AM, FAULT, FLAG_AC, PROCESSOR
 from vmx.state.unit import unit
 
 INDEX_MASK = ENTRIES - 1
@@ -81,8 +82,10 @@ def _store_part(cpu, linear, size, value, access):
 
 @compiled
 def _misaligned(cpu, linear, size, access):
-    """ "Alignment Checking": 1, with #AC(0) recorded, where it applies; the bank NONE says that it is on."""
+    """ "Alignment Checking": 1, with #AC(0) recorded, where it applies; it can be on in the bank NONE only."""
     if linear & (size - 1) == 0 or access & IMPLICIT or cpu.tlb_bank != cpu.host_tlb + NONE * BANK_BYTES:
+        return 0
+    if cpu.cpl != 3 or cpu.rflags & FLAG_AC == 0 or cpu.cr0 & CR0_AM == 0:
         return 0
     cpu.fault_vector = AC
     cpu.fault_error = 0
@@ -95,6 +98,8 @@ def load_slow(cpu, linear, size, access):
     """A load by the page tables; fills the TLB. A page-crossing load is two accesses."""
     if _misaligned(cpu, linear, size, access):
         return 0
+    if access & IMPLICIT == 0:
+        note_access(cpu, linear, size, ACCESSES)
     first = 4096 - (linear & 0xFFF)
     if first >= size:
         return _load_part(cpu, linear, size, access)
@@ -110,6 +115,8 @@ def store_slow(cpu, linear, size, value, access):
     """A store by the page tables. Of a page-crossing store nothing is written unless both pages may be."""
     if _misaligned(cpu, linear, size, access):
         return 0
+    if access & IMPLICIT == 0:
+        note_access(cpu, linear, size, WRITES | ACCESSES)
     first = 4096 - (linear & 0xFFF)
     if first >= size:
         _store_part(cpu, linear, size, value, access)

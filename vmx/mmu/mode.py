@@ -4,6 +4,7 @@ Manual, "Modes of Operation", "Paging Modes and Control Bits", "Operations that 
 Paging-Structure Caches".
 """
 
+from vmx.mmu.breakpoints import ENABLED
 from vmx.mmu.paging import load_pdptes
 from vmx.mmu.tlb import BANK_BYTES, NONE, SUPERVISOR, SUPERVISOR_AC, USER, flush_all, select_context
 from vmx.state.bits import shr
@@ -33,7 +34,7 @@ CODE_16, CODE_32, CODE_64 = 0, 1, 2  # cpu.code_mode
 
 @compiled
 def update_privilege(cpu):
-    """Derive CPL and the TLB bank: after SS, EFLAGS.AC or EFLAGS.VM changed and nothing else did."""
+    """Derive CPL and the TLB bank: after SS, EFLAGS.AC, EFLAGS.VM or DR7 changed and nothing else did."""
     if cpu.cr0 & CR0_PE == 0:
         cpl = 0
     elif cpu.rflags & FLAG_VM:
@@ -42,7 +43,9 @@ def update_privilege(cpu):
         cpl = shr(cpu.segments[SS].access, 5) & 3
     cpu.cpl = cpl
     bank = SUPERVISOR
-    if cpl == 3:
+    if cpu.dr[7] & ENABLED:
+        bank = NONE
+    elif cpl == 3:
         bank = NONE if cpu.rflags & FLAG_AC and cpu.cr0 & CR0_AM else USER
     elif cpu.cr4 & CR4_SMAP == 0 or cpu.rflags & FLAG_AC:
         bank = SUPERVISOR_AC

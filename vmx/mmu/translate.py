@@ -31,7 +31,7 @@ from vmx.mmu.tlb import (
 from vmx.state.bits import shr
 from vmx.state.jit import compiled
 from vmx.state.memory import load8, store8
-from vmx.state.processor import FAULT, GP, PROCESSOR
+from vmx.state.processor import CR4_SMAP, FAULT, FLAG_AC, GP, PROCESSOR
 from vmx.state.unit import unit
 
 __all__ = ["EPT_EXIT", "FETCH", "IMPLICIT", "PHYSICAL_ADDRESS_BITS", "READ", "WRITE", "translate"]
@@ -42,10 +42,14 @@ _NO_PAGING = MAY_READ | MAY_WRITE | MAY_FETCH | DIRTY_SET
 
 @compiled
 def _bank_of(cpu, access):
-    """The number of the bank for an access; alignment checking (bank NONE) happens to user accesses only."""
+    """The number of the bank for an access. While the bank NONE is in use it follows from the privilege."""
     if access & IMPLICIT or cpu.tlb_bank == cpu.host_tlb + SUPERVISOR * BANK_BYTES:
         return SUPERVISOR
-    return SUPERVISOR_AC if cpu.tlb_bank == cpu.host_tlb + SUPERVISOR_AC * BANK_BYTES else USER_BANK
+    if cpu.tlb_bank == cpu.host_tlb + SUPERVISOR_AC * BANK_BYTES:
+        return SUPERVISOR_AC
+    if cpu.tlb_bank == cpu.host_tlb + USER_BANK * BANK_BYTES or cpu.cpl == 3:
+        return USER_BANK
+    return SUPERVISOR_AC if cpu.cr4 & CR4_SMAP == 0 or cpu.rflags & FLAG_AC else SUPERVISOR
 
 
 @compiled

@@ -101,7 +101,9 @@ PROCESSOR = struct(
         ("intr_pin", "u1"),
         ("nmi_pin", "u1"),
         ("interrupt_vector", "i4"),  # the platform's answer to an interrupt acknowledge; -1: none yet
-        ("pending_debug", "u8"),  # layout of "Pending debug exceptions" in the VMCS; bit 14 single step
+        # layout of "Pending debug exceptions" in the VMCS, and bit 13 general detect, bit 15 task switch; bits 35:32:
+        # breakpoints that the running instruction has met (vmx.mmu.breakpoints)
+        ("pending_debug", "u8"),
         (
             "has_injected",
             "u1",
@@ -193,7 +195,7 @@ PROCESSOR = struct(
         ("vector_block", "u1", (768,)),
         # the instruction that runs alone (handle_attention answered STEP), for after_step
         ("step_shadow", "u1"),  # blocking by STI or MOV SS that ends with it
-        ("step_trap", "u1"),  # TF was set before it
+        ("step_trap", "u1"),  # bit 0: TF was set before it, bit 1: RF (vmx.cpu.breakpoints)
         ("faulted_at", "u8"),  # cpu.retired when the last fault was delivered, plus 1
         ("spec_ctrl", "u8"),  # IA32_SPEC_CTRL
         ("passing", "u1"),  # the hypervisor lets one instruction through: RDMSR and WRMSR do not exit
@@ -289,9 +291,6 @@ class Bus(enum.IntEnum):
 
 
 class NotModelled(enum.IntEnum):
-    TASK_SWITCH = 1
-    VIRTUAL_8086 = 2
-    CALL_GATE_16 = 3
     HOST_WITHOUT_VECTOR_STUBS = 4
     FIVE_LEVEL_PAGING = 5
     SHUTDOWN_STATE = 6

@@ -23,9 +23,12 @@ from vmx.state.processor import (
     CR4_PCIDE,
     CR4_PGE,
     CR4_PSE,
+    CR4_PVI,
     CR4_SMAP,
     CR4_SMEP,
     CR4_TSD,
+    CR4_UMIP,
+    CR4_VME,
     CR4_VMXE,
 )
 from vmx.virt.controls import WORDS
@@ -55,7 +58,9 @@ CR0_FIXED0 = CR0_PE | CR0_NE | CR0_PG
 CR0_FIXED1 = 0xFFFF_FFFF
 CR4_FIXED0 = CR4_VMXE
 CR4_FIXED1 = (
-    CR4_TSD
+    CR4_VME
+    | CR4_PVI
+    | CR4_TSD
     | CR4_DE
     | CR4_PSE
     | CR4_PAE
@@ -70,6 +75,7 @@ CR4_FIXED1 = (
     | CR4_OSXSAVE
     | CR4_SMEP
     | CR4_SMAP
+    | CR4_UMIP
 )
 
 # --- EPT and VPID -------------------------------------------------------------------------------------------
