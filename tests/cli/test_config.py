@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmx.errors import ConfigurationError, ExitStatus
+from vmx.isa.features import FEATURES
 from vmx.machine.config import MachineConfig, control_bits, parse_size
 
 NAMES = sorted(control_bits())
@@ -16,6 +17,8 @@ CONFIGS = st.builds(
     modules=st.lists(TEXT.map(lambda name: "/" + name), max_size=3).map(tuple),
     memory=st.integers(1 << 8, 1 << 28).map(lambda pages: pages * 4096),
     bare=st.booleans(),
+    cpu_model=st.sampled_from(["v1", "v2"]),
+    features=st.dictionaries(st.sampled_from(FEATURES), st.booleans(), max_size=4),
     controls=st.dictionaries(st.sampled_from(NAMES), st.booleans(), max_size=4),
     exception_bitmap=st.integers(0, 2**32 - 1),
     seed=st.integers(0, 2**64 - 1),

@@ -5,11 +5,12 @@ import random
 import iced_x86 as iced
 import numpy as np
 
-from tests.isa.encodings import ESCAPE, IMMEDIATES, MANDATORY, SIBS
+from tests.isa.encodings import ESCAPE, IMMEDIATES, MANDATORY, SIBS, vex
 from tests.oracles.cases import LAYOUTS, WINDOW, new_cases, set_code
 from tests.oracles.iced import BITS, REGISTER
+from vmx.isa.features import FEATURE_NUMBER
 from vmx.isa.operations import GROUPS, OPERATION
-from vmx.isa.table import F_LOCK, F_MODRM, TABLE
+from vmx.isa.table import F_LOCK, F_MODRM, TABLE, VEX_MAP
 
 INTEGER_GROUPS = ("ALU", "SHIFT", "BIT", "STACK", "STRING", "CONTROL")
 SKIPPED = {"INS", "OUTS"}  # ports: not user level
@@ -59,8 +60,18 @@ def integer_rows(mode=2):
     return [
         r
         for r in TABLE.rows[1:]
-        if r.operation in operations and r.mnemonic not in AMD_ONLY_UD and absent not in f" {r.text} "
+        if r.operation in operations
+        and r.mnemonic not in AMD_ONLY_UD
+        and absent not in f" {r.text} "
+        and not r.feature
     ]
+
+
+def extension_rows(features):
+    """The integer rows beyond x86-64-v1 whose results are defined, of these features."""
+    numbers = {FEATURE_NUMBER[name] for name in features}
+    skipped = _operations("RDRAND RDSEED RDPID VECTOR X87")
+    return [r for r in TABLE.rows[1:] if r.feature in numbers and r.operation not in skipped]
 
 
 def value(rng):
@@ -89,15 +100,18 @@ def encoding(row, rng, mode):
         head += rng.choice(
             (b"\x2e", b"\x3e", b"\x65") if mode == 2 else (b"\x26", b"\x36", b"\x3e", b"\x64", b"\x65")
         )
-    head += MANDATORY[row.prefix]
-    if mode == 2 and rng.random() < 0.6:
-        head += bytes((0x40 | rng.randrange(16),))
-    opcode = row.opcode
-    if row.register:
-        opcode += rng.randrange(8)
-    elif row.condition:
-        opcode += rng.randrange(16)
-    head += ESCAPE[row.map] + bytes((opcode,))
+    if row.map > VEX_MAP:
+        head = head.replace(b"\x66", b"") + vex(row, mode, rng)
+    else:
+        head += MANDATORY[row.prefix]
+        if mode == 2 and rng.random() < 0.6:
+            head += bytes((0x40 | rng.randrange(16),))
+        opcode = row.opcode
+        if row.register:
+            opcode += rng.randrange(8)
+        elif row.condition:
+            opcode += rng.randrange(16)
+        head += ESCAPE[row.map] + bytes((opcode,))
     if row.flags & F_MODRM:
         forms = {"mem": (0, 1, 2), "reg": (3,)}.get(row.form, (0, 1, 2, 3, 3, 3))
         mod, rm = rng.choice(forms), rng.randrange(8) if row.rm is None else row.rm

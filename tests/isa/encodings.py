@@ -2,9 +2,10 @@
 
 import random
 
-from vmx.isa.table import F_MODRM
+from vmx.isa.table import F_MODRM, VEX_MAP
 
 MANDATORY = {"": b"", "NP": b"", "66": b"\x66", "F3": b"\xf3", "F2": b"\xf2"}
+VEX_PP = {"NP": 0, "66": 1, "F3": 2, "F2": 3}
 ESCAPE = {0: b"", 1: b"\x0f", 2: b"\x0f\x38", 3: b"\x0f\x3a"}
 LEGACY = (
     b"", b"\x66", b"\x67", b"\x66\x67", b"\xf0", b"\xf2", b"\xf3", b"\x2e", b"\x26", b"\x36", b"\x3e", b"\x64", b"\x65",
@@ -35,8 +36,29 @@ def modrm_tails(row, rng, count):
     return tails[:count]
 
 
+def vex(row, mode, rng):
+    """A VEX prefix of three bytes and the opcode; in 32-bit mode it must not look like LES."""
+    rxb = rng.randrange(8) if mode == 2 else 7
+    vvvv = 15 if "Ib" in row.operands else rng.randrange(16)
+    if mode != 2:
+        vvvv |= 8
+    third = rng.getrandbits(1) << 7 | vvvv << 3 | VEX_PP[row.prefix]
+    return bytes((0xC4, rxb << 5 | row.map - VEX_MAP, third, row.opcode))
+
+
+def vex_encodings(row, mode, rng):
+    """Byte strings of a row with a VEX prefix, which 16-bit code does not have here."""
+    for legacy in (b"", b"\x67", b"\x2e", b"\x64") if mode else ():
+        for tail in modrm_tails(row, rng, 40):
+            body = tail[:1] if tail[0] & 0xC0 == 0xC0 else tail
+            yield (legacy + vex(row, mode, rng) + body + rng.choice(IMMEDIATES) + b"\x11" * 8)[:16]
+
+
 def encodings(row, mode, rng: random.Random):
     """Byte strings of a row (longer than the instruction: what follows is to be ignored)."""
+    if row.map > VEX_MAP:
+        yield from vex_encodings(row, mode, rng)
+        return
     opcodes = [row.opcode]
     if row.register:
         opcodes = [row.opcode + i for i in range(8)]

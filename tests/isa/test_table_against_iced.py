@@ -14,6 +14,7 @@ pytest.importorskip("iced_x86")
 from tests.isa.encodings import encodings  # noqa: E402
 from tests.oracles import iced as oracle  # noqa: E402
 from tests.oracles.decoding import DECODED_OK, SLOT, decode_all, slots  # noqa: E402
+from vmx.isa.features import ALL_FEATURES, MODELS, feature_mask  # noqa: E402
 from vmx.isa.operations import OPERATION  # noqa: E402
 from vmx.isa.table import TABLE  # noqa: E402
 
@@ -35,6 +36,13 @@ UD_BY_OPERAND = {
 UNDOCUMENTED = {"FSTPNCE", "FCOM", "FCOMP", "FXCH", "FFREEP", "FSTP"}
 
 
+ADVERTISED_V2 = set(
+    """SSE3 SSSE3 SSE4_1 SSE4_2 PCLMULQDQ AES LZCNT BMI1 BMI2 ADX RDRAND RDSEED RDPID CLFLUSHOPT CLWB MOVDIRI
+    SERIALIZE""".split()
+)
+MODEL = pytest.mark.parametrize("model", MODELS)
+
+
 def is_x87_alias(instruction):
     """Whether iced's opcode is one of the aliases (D9 D8+i, DC D0+i, DC D8+i, DE D0+i, DF C0+i to DF D8+i)."""
     text = instruction.op_code().op_code_string
@@ -51,10 +59,12 @@ def is_x87_alias(instruction):
     )
 
 
-def compare(code, mode):
+def compare(code, mode, model="v2"):
     """Findings of a batch: {what: [bytes and iced's text]}."""
+    mask = feature_mask(MODELS[model])
+    advertised = ADVERTISED | (ADVERTISED_V2 if model == "v2" else set())
     found = defaultdict(list)
-    records, statuses = decode_all(code, mode)
+    records, statuses = decode_all(code, mode, mask)
     for i, instruction in enumerate(oracle.decode_slots(code, mode)):
         d = records[i]
         if statuses[i] == DECODED_OK:
@@ -70,7 +80,7 @@ def compare(code, mode):
         elif instruction.is_invalid:
             continue
         else:
-            if oracle.features(instruction.code) - ADVERTISED:
+            if oracle.features(instruction.code) - advertised:
                 continue
             if oracle.MNEMONIC[instruction.mnemonic] in UNDOCUMENTED and is_x87_alias(instruction):
                 continue
@@ -105,7 +115,7 @@ def test_every_row_can_be_reached(mode):
         for string in islice(encodings(row, mode, rng), 8):
             owners.append(row.number)
             strings.append(string)
-    records, statuses = decode_all(slots(strings), mode)
+    records, statuses = decode_all(slots(strings), mode, ALL_FEATURES)
     reached = {int(n) for n in records["row"][statuses == DECODED_OK]}
     hidden = [TABLE.rows[n].text for n in sorted(set(owners) - reached)]
     assert not hidden
@@ -122,16 +132,21 @@ def random_slots(rng, count):
     return code
 
 
+@MODEL
 @MODES
-def test_random_bytes(mode):
-    found = compare(random_slots(np.random.default_rng(mode), 70_000), mode)
+def test_random_bytes(mode, model):
+    found = compare(random_slots(np.random.default_rng(mode), 50_000), mode, model)
     assert not found, report(found)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(st.lists(st.binary(min_size=1, max_size=15), min_size=20, max_size=20), st.integers(0, 2))
-def test_any_bytes(strings, mode):
-    found = compare(slots(strings), mode)
+@given(
+    st.lists(st.binary(min_size=1, max_size=15), min_size=20, max_size=20),
+    st.integers(0, 2),
+    st.sampled_from(["v1", "v2"]),
+)
+def test_any_bytes(strings, mode, model):
+    found = compare(slots(strings), mode, model)
     assert not found, report(found)
 
 

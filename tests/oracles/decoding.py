@@ -13,23 +13,24 @@ __all__ = ["DECODED_OK", "INVALID", "NEED_MORE", "SLOT", "TOO_LONG", "decode_all
 DECODED_BYTES = DECODED.size
 
 
-@unit("i64", "i64", "i64", "i64", "i64")
-def decode_many(out, statuses, code, count, mode):
+@unit("i64", "i64", "i64", "i64", "i64", "i64")
+def decode_many(out, statuses, code, count, mode, features):
     """Decode `count` slots of bytes at `code` into DECODED records at `out` and int64 statuses."""
     for i in range(count):
         d = DECODED.at(out + i * DECODED_BYTES)
-        store64(statuses + 8 * i, decode(d, code + SLOT * i, 15, mode))
+        store64(statuses + 8 * i, decode(d, code + SLOT * i, 15, mode, features))
     return 0
 
 
-def decode_all(code: np.ndarray, mode: int) -> tuple[np.ndarray, np.ndarray]:
+def decode_all(code: np.ndarray, mode: int, features: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Decode byte strings (uint8, shape (n, SLOT)); mode 0, 1, 2 is 16-, 32-, 64-bit code.
+    `features` is the mask of what is there beyond x86-64-v1.
 
     Returns the records (dtype DECODED, shape (n,)) and the statuses (int64, shape (n,)).
     """
     code = np.ascontiguousarray(code, np.uint8)
     records, statuses = np.zeros(len(code), DECODED.dtype), np.zeros(len(code), np.int64)
-    decode_many(host_address(records), host_address(statuses), host_address(code), len(code), mode)
+    decode_many(host_address(records), host_address(statuses), host_address(code), len(code), mode, features)
     return records, statuses
 
 

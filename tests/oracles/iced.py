@@ -71,6 +71,10 @@ ALIASES = {
     "PREFETCHW": {"RESERVEDNOP", "PREFETCHW"},
     "NOP": {"RESERVEDNOP", "NOP"},
     "MOVD": {"MOVD", "MOVQ"},
+    "PEXTRD": {"PEXTRD", "PEXTRQ"},
+    "PINSRD": {"PINSRD", "PINSRQ"},
+    "PCMPESTRI": {"PCMPESTRI", "PCMPESTRI64"},
+    "PCMPESTRM": {"PCMPESTRM", "PCMPESTRM64"},
     "FXSAVE": {"FXSAVE", "FXSAVE64"},
     "FXRSTOR": {"FXRSTOR", "FXRSTOR64"},
     "XSAVE": {"XSAVE", "XSAVE64"},
@@ -190,6 +194,14 @@ def _operand(row, d, instruction, i, text, mode):
     if row.mnemonic == "MOVSXD" and text == "Ed":
         size = min(4, int(d["size"]))
     code = int(d["dst"] if i == 0 else d["src"])
+    # VEX.vvvv has no operand code: its number is the immediate
+    if "B" in (o[0] for o in row.operands) and text != "Ib":
+        position = [o for o in row.operands if o[0] != "B"].index(text) if letter != "B" else 0
+        code = int(d["immediate"]) if letter == "B" else int((d["dst"], d["src"])[position])
+        size_code = S_Y
+        size = _size(S_Y, d)
+    if row.mnemonic == "CRC32" and i == 0:
+        size = 8 if d["rex"] & 8 else 4
     if text in ("AL", "rAX", "eAX"):
         expected = register_name(0, {"AL": 1, "rAX": int(d["size"]), "eAX": min(int(d["size"]), 4)}[text])
     elif text == "CL" or kind == K_CL:
@@ -204,7 +216,7 @@ def _operand(row, d, instruction, i, text, mode):
         expected = f"CR{d['reg']}"
     elif letter == "D":
         expected = f"DR{d['reg']}"
-    elif letter in "EGZRM":
+    elif letter in "EGZRMB":
         if code == OPERAND_MEMORY:
             if theirs != MEMORY_KIND:
                 return [f"operand {i} memory, iced kind {theirs}"]

@@ -64,7 +64,7 @@ def run_cases(cpu, d, cases, count, data_page, zero_page, code_page):
         set_rflags(cpu, case.rflags)
         cpu.rip = case.rip
         cpu.fault = 0
-        decoded = decode(d, code_page + (case.rip & 0xFFF), 15, cpu.code_mode)
+        decoded = decode(d, code_page + (case.rip & 0xFFF), 15, cpu.code_mode, cpu.features)
         status = STATUS_FAULT
         if decoded == INVALID:
             raise_fault(cpu, UD, 0)
@@ -125,7 +125,7 @@ def run_loop_cases(cpu, cases, count, data_page, code_page, code_stamp):
 class Model:
     """A processor that runs cases. `mode` is 0 (real mode), 1 (flat 32-bit) or 2 (64-bit); privilege level `cpl`."""
 
-    def __init__(self, mode: int = 2, cpl: int = 3):
+    def __init__(self, mode: int = 2, cpl: int = 3, features: int = 0):
         self.record, self.decoded = new_record(PROCESSOR), new_record(DECODED)
         self.address = host_address(self.record)
         self.view = PROCESSOR.view(self.address)
@@ -141,6 +141,7 @@ class Model:
         view.host_tlb = host_address(self.tlb)
         view.host_code_cache = host_address(self.code_cache)
         view.host_vector_stubs = stub_table()
+        view.features = features
         view.limit = view.preemption_deadline = view.interrupt_vector = view.device_gpa = -1
         self.layout = LAYOUTS[mode]
         self._enter(mode, cpl)

@@ -50,7 +50,7 @@ SPARE = 0x80  # free room for a test's own descriptors
 
 @unit(DECODED, "i64", "i64", "i64")
 def decode_at(d, host, available, mode):
-    return decode(d, host, available, mode)
+    return decode(d, host, available, mode, 0)
 
 
 @unit(PROCESSOR)

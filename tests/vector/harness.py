@@ -7,6 +7,7 @@ from vmx.cpu.native import stub_table
 from vmx.cpu.vector import execute_vector
 from vmx.cpu.x87 import execute_wait, execute_x87
 from vmx.cpu.xstate import execute_xstate
+from vmx.isa.features import ALL_FEATURES
 from vmx.isa.operations import GROUP_NUMBER, GROUP_SHIFT, OPERATION
 from vmx.mmu.tlb import BANK_BYTES, BANKS, SUPERVISOR_AC
 from vmx.state.flags import get_rflags, set_rflags
@@ -36,7 +37,7 @@ def step(cpu, d, host, rflags):
     set_rflags(cpu, rflags)
     cpu.fault = 0
     cpu.bus_position = 0
-    if decode(d, host, 15, cpu.code_mode) != DECODED_OK:
+    if decode(d, host, 15, cpu.code_mode, cpu.features) != DECODED_OK:
         return -1
     cpu.next_rip = cpu.rip + d.length
     status = -2
@@ -90,6 +91,7 @@ class Bench:
         cpu.host_vector_stubs = stub_table()
         cpu.segments[CS].selector = 8
         cpu.rip = 0x1000
+        cpu.features = ALL_FEATURES
         self.control, self.mxcsr = 0x37F, 0x1F80
         assert cpu.gpr[NO_REGISTER] == 0
 

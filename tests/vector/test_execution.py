@@ -5,8 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from vmx.cpu.native import available
-from vmx.isa.vector_rows import ROWS
+from vmx.cpu.native import ROWS, available
 from vmx.isa.x87_rows import MEMORY_FORMS, REGISTER_FORMS
 
 if not available():
@@ -40,7 +39,7 @@ def encode(row, rng, memory):
     reg = row.reg if row.reg is not None else rng.choice(choices)
     rm = RSI if memory else rng.choice(choices)
     rex = 0x40 | wide << 3 | (reg >= 8) << 2 | (rm >= 8)
-    code = bytes.fromhex(row.prefix) + bytes((rex,)) + row.opcode.to_bytes(2, "big")
+    code = bytes.fromhex(row.prefix) + bytes((rex,)) + row.code
     if row.form != "none":
         code += bytes(((0x06 | (reg & 7) << 3) if memory else 0xC0 | (reg & 7) << 3 | rm & 7,))
     return code + (bytes((rng.getrandbits(8),)) if row.imm8 else b"")

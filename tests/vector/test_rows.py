@@ -4,10 +4,17 @@ import pytest
 
 iced = pytest.importorskip("iced_x86")
 
-from vmx.isa.vector_rows import ROWS  # noqa: E402
+from vmx.cpu.native import ROWS  # noqa: E402
+from vmx.isa.features import FEATURES  # noqa: E402
 from vmx.isa.x87_rows import MEMORY_FORMS, REGISTER_FORMS  # noqa: E402
 
 NAMES = {getattr(iced.Mnemonic, name): name.lower() for name in dir(iced.Mnemonic) if name.isupper()}
+WIDE_NAMES = {
+    "pextrq": "pextrd",
+    "pinsrq": "pinsrd",
+    "pcmpestrm64": "pcmpestrm",
+    "pcmpestri64": "pcmpestri",
+}
 REGISTER_CLASS = {"V": "XMM", "W": "XMM", "U": "XMM", "P": "MM", "Q": "MM", "N": "MM", "G": "R", "E": "R"}
 
 
@@ -16,7 +23,7 @@ def encodings(row):
     forms = {"any": ("reg", "mem"), "none": ("",)}.get(row.form, (row.form,))
     for form in forms:
         for wide in (False, True):
-            code = bytes.fromhex(row.prefix) + (b"\x48" if wide else b"") + row.opcode.to_bytes(2, "big")
+            code = bytes.fromhex(row.prefix) + (b"\x48" if wide else b"") + row.code
             if form:
                 code += bytes(((2 if row.reg is None else row.reg) << 3 | (0xC1 if form == "reg" else 0x01),))
             yield code + (b"\x05" if row.imm8 else b""), wide, form
@@ -39,6 +46,8 @@ def test_vector_row(row):
         name = NAMES[instruction.mnemonic]
         if name == "movq" and wide and row.mnemonic == "movd":
             name = "movd"  # MOVQ is what MOVD is called with REX.W
+        elif wide and row.depends_on_rex_w:
+            name = WIDE_NAMES.get(name, name)
         assert (instruction.len, name) == (len(code), row.mnemonic)
         if form == "mem":
             size = row.memory_size * (2 if wide and row.rm_operand.endswith("y") else 1)
@@ -71,11 +80,37 @@ def test_no_two_rows_claim_one_encoding():
 
 
 ISA = iced.CpuidFeature
+FEATURE_NAMES = {getattr(ISA, name): name for name in dir(ISA) if name.isupper()}
 
 
-def test_all_of_mmx_sse_and_sse2_is_there():
-    """Every legacy encoding that iced-x86 attributes to MMX, SSE or SSE2 has a row."""
-    wanted = {ISA.MMX, ISA.SSE, ISA.SSE2, ISA.CLFSH}
+def test_every_row_beyond_v1_names_the_feature_that_iced_names():
+    for row in ROWS:
+        for code, wide, _ in encodings(row):
+            if wide:
+                continue
+            names = {FEATURE_NAMES[f] for f in decode(code).cpuid_features()}
+            needed = {n for n in FEATURES if n.upper() in names}
+            assert needed == ({row.feature} if row.feature else set()), (row, names)
+
+
+@pytest.mark.parametrize("table", [0x0F38, 0x0F3A])
+def test_all_of_the_three_byte_maps_is_there(table):
+    """Every legacy encoding of the maps 0F 38 and 0F 3A that iced-x86 attributes to SSSE3, SSE4, AES or PCLMULQDQ."""
+    wanted = {ISA.SSSE3, ISA.SSE4_1, ISA.SSE4_2, ISA.AES, ISA.PCLMULQDQ}
+    rows = {(r.prefix, r.opcode, f) for r in ROWS for f in {"any": ("reg", "mem")}.get(r.form, (r.form,))}
+    for opcode in range(0x100):
+        for prefix in ("", "66", "F3", "F2"):
+            for form, low in (("reg", 0xC1), ("mem", 0x01)):
+                code = bytes.fromhex(prefix) + table.to_bytes(2, "big") + bytes((opcode, low, 5))
+                instruction = decode(code)
+                crc = instruction.mnemonic == iced.Mnemonic.CRC32  # not a vector instruction
+                if wanted & set(instruction.cpuid_features()) and not crc:
+                    assert (prefix, table << 8 | opcode, form) in rows, (code.hex(), str(instruction))
+
+
+def test_all_of_mmx_to_sse3_is_there():
+    """Every legacy encoding of the map 0F that iced-x86 attributes to MMX, SSE, SSE2 or SSE3 has a row."""
+    wanted = {ISA.MMX, ISA.SSE, ISA.SSE2, ISA.SSE3, ISA.CLFSH}
     rows = {
         (r.prefix, r.opcode, r.reg, f) for r in ROWS for f in {"any": ("reg", "mem")}.get(r.form, (r.form,))
     }

@@ -55,6 +55,9 @@ def run(
     ] = None,
     memory: Annotated[str | None, typer.Option(metavar="SIZE", help="RAM, e.g. 512M.", **_MACHINE)] = None,
     cpus: Annotated[int | None, typer.Option(help="Virtual CPUs.", **_MACHINE)] = None,
+    cpu_model: Annotated[
+        str | None, typer.Option(metavar="v1|v2", help="Instruction sets of the processor.", **_MACHINE)
+    ] = None,
     ns_per_instruction: Annotated[
         int | None, typer.Option(metavar="NS", help="Virtual time of one instruction.", **_MACHINE)
     ] = None,
@@ -116,6 +119,7 @@ def run(
         "load_mode": load_mode,
         "memory": memory,
         "cpus": cpus,
+        "cpu_model": cpu_model,
         "ns_per_instruction": ns_per_instruction,
         "rtc_start": rtc_start,
         "serial": serial,

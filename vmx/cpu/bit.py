@@ -40,7 +40,7 @@ from vmx.state.unit import unit
 
 
 @compiled
-def _set_carry(cpu, value):
+def set_carry(cpu, value):
     """CF alone; OF keeps its value."""
     of = (shr(cpu.flag_carries, 63) ^ shr(cpu.flag_carries, 62)) & 1
     carries = cpu.flag_carries & ~(MIN64 | BIT62)
@@ -86,7 +86,7 @@ def _bit_string(cpu, d, op):
         store(cpu, linear, size, _changed(op, value, 1 << number))
         if cpu.fault:
             return cpu.fault
-    _set_carry(cpu, shr(value, number) & 1)
+    set_carry(cpu, shr(value, number) & 1)
     return OK
 
 
@@ -102,7 +102,7 @@ def _bit_test(cpu, d, op):
         write_operand(cpu, d, d.dst, _changed(op, value, 1 << number))
         if cpu.fault:
             return cpu.fault
-    _set_carry(cpu, shr(value, number) & 1)
+    set_carry(cpu, shr(value, number) & 1)
     return OK
 
 
@@ -348,11 +348,11 @@ def _aad(cpu, d):
 def _flag_instruction(cpu, op):
     """CLC STC CMC CLD STD SAHF LAHF SALC (19..26)."""
     if op == 19:
-        _set_carry(cpu, 0)
+        set_carry(cpu, 0)
     elif op == 20:
-        _set_carry(cpu, 1)
+        set_carry(cpu, 1)
     elif op == 21:
-        _set_carry(cpu, carry(cpu) ^ 1)
+        set_carry(cpu, carry(cpu) ^ 1)
     elif op == 22:
         cpu.rflags = cpu.rflags & ~FLAG_DF
     elif op == 23:

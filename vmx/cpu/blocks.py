@@ -94,7 +94,7 @@ def build_block(cpu, physical, linear):
     done = 0
     while count < BLOCK_INSTRUCTIONS and done < to_page_end:
         d = DECODED.at(first + count * DECODED_SIZE)
-        result = decode(d, host + done, to_page_end - done, mode)
+        result = decode(d, host + done, to_page_end - done, mode, cpu.features)
         if result == NEED_MORE or result == TOO_LONG:
             break
         if result == INVALID:
@@ -128,7 +128,7 @@ def _single(cpu, host, available):
     """A block of one instruction that is not kept."""
     block = BLOCK.at(cpu.host_code_cache + _CROSSING)
     d = DECODED.at(cpu.host_code_cache + _CROSSING + BLOCK_SIZE)
-    result = decode(d, host, available, cpu.code_mode)
+    result = decode(d, host, available, cpu.code_mode, cpu.features)
     if result == TOO_LONG or result == NEED_MORE:
         raise_fault(cpu, GP, 0)
         return 0

@@ -9,6 +9,7 @@ Row 0 is a header: number of rows behind it, highest basic leaf, highest extende
 
 import numpy as np
 
+from vmx.isa.features import FEATURES
 from vmx.mmu.access import raw_load
 from vmx.mmu.ept import PHYSICAL_ADDRESS_BITS
 from vmx.state.bits import ule
@@ -26,21 +27,26 @@ BRAND = "vmx x86-64 processor model"
 FAMILY, MODEL, STEPPING = 6, 15, 11
 
 _BASIC_ECX = {
-    "vmx": 5, "cx16": 13, "pcid": 17, "x2apic": 21, "movbe": 22, "popcnt": 23, "tsc_deadline": 24,
-    "xsave": 26, "osxsave": 27, "hypervisor": 31,
+    "sse3": 0, "pclmulqdq": 1, "vmx": 5, "ssse3": 9, "cx16": 13, "pcid": 17, "sse4_1": 19, "sse4_2": 20,
+    "x2apic": 21, "movbe": 22, "popcnt": 23, "tsc_deadline": 24, "aes": 25, "xsave": 26, "osxsave": 27, "rdrand": 30,
+    "hypervisor": 31,
 }  # fmt: skip
 _BASIC_EDX = {
     "fpu": 0, "de": 2, "pse": 3, "tsc": 4, "msr": 5, "pae": 6, "mce": 7, "cx8": 8, "apic": 9, "sep": 11,
     "mtrr": 12, "pge": 13, "cmov": 15, "pat": 16, "pse36": 17, "clfsh": 19, "mmx": 23, "fxsr": 24, "sse": 25,
     "sse2": 26, "htt": 28,
 }  # fmt: skip
-_SEVEN_EBX = {"fsgsbase": 0, "tsc_adjust": 1, "smep": 7, "erms": 9, "invpcid": 10, "smap": 20}
-_SEVEN_EDX = {"spec_ctrl": 26, "arch_capabilities": 29}
-_EXTENDED_ECX = {"lahf": 0, "prefetchw": 8}
+_SEVEN_EBX = {
+    "fsgsbase": 0, "tsc_adjust": 1, "bmi1": 3, "smep": 7, "bmi2": 8, "erms": 9, "invpcid": 10, "rdseed": 18,
+    "adx": 19, "smap": 20, "clflushopt": 23, "clwb": 24,
+}  # fmt: skip
+_SEVEN_ECX = {"rdpid": 22, "movdiri": 27}
+_SEVEN_EDX = {"serialize": 14, "spec_ctrl": 26, "arch_capabilities": 29}
+_EXTENDED_ECX = {"lahf": 0, "lzcnt": 5, "prefetchw": 8}
 _EXTENDED_EDX = {"syscall": 11, "nx": 20, "pdpe1gb": 26, "rdtscp": 27, "lm": 29}
 
 OSXSAVE_BIT, VMX_BIT = 1 << _BASIC_ECX["osxsave"], 1 << _BASIC_ECX["vmx"]
-OPTIONAL = ("vmx", "hypervisor", "htt", "osxsave")  # not reported unless something asks for them
+OPTIONAL = ("vmx", "hypervisor", "htt", "osxsave", *FEATURES)  # not reported unless something asks for them
 XSAVE_AREA = 512 + 64  # legacy region and header: x87 and SSE are all there is
 
 
@@ -60,17 +66,20 @@ def cpuid_table(
     vmx: bool = False,
     without: frozenset[str] | set[str] = frozenset(),
     brand: str = BRAND,
+    features: frozenset[str] | set[str] = frozenset(),
 ) -> np.ndarray:
     """The table as an array of u4, shape (rows + 1, 6); keep it alive while cpu.host_cpuid points to it.
 
-    `crystal_hz` is the frequency of the local APIC's timer (0: the TSC's own). `without` removes features by
+    `crystal_hz` is the frequency of the local APIC's timer (0: the TSC's own). `features` are those
+    of vmx.isa.features that the processor offers. `without` removes features by
     their lower-case names, such as "x2apic". ValueError for a name that is not a feature.
     """
-    known = {**_BASIC_ECX, **_BASIC_EDX, **_SEVEN_EBX, **_SEVEN_EDX, **_EXTENDED_ECX, **_EXTENDED_EDX}
-    unknown = sorted(set(without) - set(known))
+    registers = (_BASIC_ECX, _BASIC_EDX, _SEVEN_EBX, _SEVEN_ECX, _SEVEN_EDX, _EXTENDED_ECX, _EXTENDED_EDX)
+    known = {name for register in registers for name in register}
+    unknown = sorted(set(without) - known)
     if unknown:
         raise ValueError(f"CPUID: no feature {unknown[0]!r}; there are {', '.join(sorted(known))}")
-    chosen = {"vmx": vmx, "hypervisor": hypervisor, "htt": cpus > 1}
+    chosen = {"vmx": vmx, "hypervisor": hypervisor, "htt": cpus > 1, **dict.fromkeys(features, True)}
     absent = set(without) | {name for name in OPTIONAL if not chosen.get(name)}
     crystal_hz = crystal_hz or tsc_khz * 1000
     core_bits = (cpus - 1).bit_length()
@@ -91,7 +100,7 @@ def cpuid_table(
         (2, ANY, 0x00FF_FF01, 0, 0, 0),  # caches: see leaf 4
         *_cache_rows(cpus),
         (6, ANY, 1 << 2, 0, 0, 0),  # the APIC timer runs always
-        (7, 0, 0, _bits(_SEVEN_EBX, absent), 0, _bits(_SEVEN_EDX, absent)),
+        (7, 0, 0, *(_bits(names, absent) for names in (_SEVEN_EBX, _SEVEN_ECX, _SEVEN_EDX))),
         (0xB, 0, 0, 1, 1 << 8, 0),
         (0xB, 1, core_bits, cpus, 2 << 8 | 1, 0),
         (0xD, 0, 3, XSAVE_AREA, XSAVE_AREA, 0),

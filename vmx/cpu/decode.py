@@ -2,6 +2,7 @@
 
 from vmx.cpu.hot import hot_code
 from vmx.cpu.tables import BASE16, INDEX16, PREFIX_CLASS
+from vmx.isa.features import FEATURE_NUMBER
 from vmx.isa.operations import OPERATION
 from vmx.isa.table import (
     F_CONDITION,
@@ -42,8 +43,9 @@ from vmx.isa.table import (
     S_Y,
     S_Z,
     TABLE,
+    VEX_MAP,
 )
-from vmx.state.bits import sext8, sext16, sext32
+from vmx.state.bits import sext8, sext16, sext32, shr
 from vmx.state.jit import compiled
 from vmx.state.memory import load8, load16, load32, load64
 from vmx.state.processor import (
@@ -72,7 +74,10 @@ MAX_LENGTH = 15
 OPCODES, GROUPS, RM_LISTS, MODRM_CELLS = TABLE.opcodes, TABLE.groups, TABLE.rm_lists, TABLE.modrm_cells
 ROW_OPERATION, ROW_FLAGS, ROW_IMMEDIATE = TABLE.operation, TABLE.flags, TABLE.immediate
 ROW_CONSTANT, ROW_SIZE, ROW_KINDS = TABLE.constant, TABLE.size, TABLE.kinds
+ROW_FEATURE, ROW_INSTEAD = TABLE.feature, TABLE.instead
 XCHG_ROW, ARPL_ROW = TABLE.xchg_row, TABLE.arpl_row
+VEX_FEATURES = 1 << FEATURE_NUMBER["bmi1"] | 1 << FEATURE_NUMBER["bmi2"]
+BEFORE_VEX = PREFIX_LOCK | PREFIX_REPNE | PREFIX_REP | PREFIX_OPERAND_SIZE  # #UD with a VEX prefix
 OP_UD = OPERATION["UD"]
 
 
@@ -131,11 +136,12 @@ def _operand_code(kind, size_code, number, modrm, rex, opcode):
 
 
 @compiled
-def decode(d, host, available, mode):
+def decode(d, host, available, mode, features):
     """Decode the instruction at a host address, of which `available` bytes may be read.
 
-    `mode` is cpu.code_mode. Returns DECODED_OK, NEED_MORE (it goes on beyond the bytes), INVALID (#UD; `d` is then
-    an instruction that raises it) or TOO_LONG (#GP: more than 15 bytes).
+    `mode` is cpu.code_mode, `features` is cpu.features. VEX is decoded in 32- and 64-bit code. Returns
+    DECODED_OK, NEED_MORE (it goes on beyond the bytes), INVALID (#UD; `d` is then an instruction that raises it)
+    or TOO_LONG (#GP: more than 15 bytes).
     """
     i = 0
     prefixes = 0
@@ -181,7 +187,29 @@ def decode(d, host, available, mode):
         mandatory = 1
 
     table = 0
-    if opcode == 0x0F:
+    vex = 0  # 1: a VEX prefix; 2: one that makes the instruction undefined
+    vvvv = 0
+    if opcode == 0xC4 and features & VEX_FEATURES and mode != 0:
+        if i >= available:
+            return TOO_LONG if i >= MAX_LENGTH else NEED_MORE
+        second = load8(host + i)
+        if mode == 2 or second >= 0xC0:  # else LES, which has no register form
+            if i + 3 > available:
+                return TOO_LONG if i + 3 > MAX_LENGTH else NEED_MORE
+            third = load8(host + i + 1)
+            opcode = load8(host + i + 2)
+            i += 3
+            table = VEX_MAP + (second & 3)
+            mandatory = third & 3
+            vvvv = (third >> 3 & 15) ^ 15
+            vex = 1
+            if prefixes & BEFORE_VEX or rex or third & 4 or second & 0x1C or table == VEX_MAP:
+                vex = 2
+            rex = 0x40 | (second >> 5 ^ 7) | (third & 0x80) >> 4
+            if mode != 2:
+                vvvv &= 7
+                rex = 0
+    elif opcode == 0x0F:
         if i >= available:
             return TOO_LONG if i >= MAX_LENGTH else NEED_MORE
         opcode = load8(host + i)
@@ -210,6 +238,11 @@ def decode(d, host, available, mode):
         row = GROUPS[(row - FIRST_GROUP) << 6 | mandatory << 4 | (modrm >> 3 & 7) << 1 | is_register]
         if row >= FIRST_RM:
             row = RM_LISTS[(row - FIRST_RM) << 3 | modrm & 7]
+    feature = ROW_FEATURE[row]
+    if feature and shr(features, feature) & 1 == 0:
+        row = ROW_INSTEAD[row]
+    if vex == 2:
+        row = 0
     if cell == 0x90 and rex & 1:
         row = XCHG_ROW
     elif cell == 0x63 and mode != 2:
@@ -310,8 +343,10 @@ def decode(d, host, available, mode):
 
     # immediates
     form = ROW_IMMEDIATE[row]
-    immediate = 0
+    immediate = vvvv
     if form != I_NONE:
+        if vvvv:  # RORX: no register in VEX.vvvv
+            row = 0
         wide = 2 if operand_bytes == 2 else 4
         count = 0
         if form == I_CONST:

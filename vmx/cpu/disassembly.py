@@ -3,6 +3,7 @@
 import numpy as np
 
 from vmx.cpu.decode import DECODED_OK, decode
+from vmx.isa.features import ALL_FEATURES
 from vmx.isa.table import TABLE
 from vmx.state.memory import host_address
 from vmx.state.processor import DECODED, new_record
@@ -14,7 +15,7 @@ MODE_BITS = (16, 32, 64)
 @unit("i64", "i64", "i64", "i64")
 def decode_bytes(decoded, code, count, mode):
     """Decode `count` bytes at the host address `code` into the DECODED record at `decoded`."""
-    return decode(DECODED.at(decoded), code, count, mode)
+    return decode(DECODED.at(decoded), code, count, mode, ALL_FEATURES)
 
 
 def describe(code: bytes, mode: int, ip: int = 0) -> str:

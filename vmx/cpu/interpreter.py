@@ -11,6 +11,7 @@ from vmx.cpu.blocks import BLOCK, DECODED_SIZE, PAGE_MASK, find_block, neighbour
 from vmx.cpu.control import group_control, target_allowed
 from vmx.cpu.descriptor import group_descriptor
 from vmx.cpu.events import STEP, after_step, deliver_fault, handle_attention
+from vmx.cpu.extension import group_extension
 from vmx.cpu.far import group_far
 from vmx.cpu.operands import (
     gpr_read,
@@ -87,7 +88,9 @@ def _execute_cold(cpu, d):
         return execute_vector(cpu, d)
     if group == 11:
         return execute_x87(cpu, d) if d.op & 31 == 0 else execute_wait(cpu, d)
-    return execute_xstate(cpu, d)
+    if group == 12:
+        return execute_xstate(cpu, d)
+    return group_extension(cpu, d)
 
 
 @compiled(inline=True)

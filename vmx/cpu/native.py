@@ -1,8 +1,9 @@
-"""Native stubs: x87, MMX, SSE and SSE2 by the host's own instructions, on copies of the guest's state.
+"""Native stubs: x87, MMX and SSE to SSE4.2 by the host's own instructions, on copies of the guest's state.
 
 A stub is a C function of one pointer: to a `BLOCK` that holds copies of the operands. It loads them into
 fixed host registers (ModRM.reg operand: xmm0, mm0 or rax; ModRM.rm operand: xmm1, mm1 or rcx), executes one
-fixed instruction, stores the destination and restores the host's control words. All stubs are generated at
+fixed instruction, stores the destination and restores the host's control words. Implicit operands and further
+results lie where an x87 instruction has its image. All stubs are generated at
 start-up from the instruction rows, one for each value of an imm8 operand, and then the writable mapping is
 closed: a guest chooses which stub runs, never what is in it.
 
@@ -17,9 +18,14 @@ import sys
 
 import numpy as np
 
-from vmx.isa.vector_rows import BYTES, ROWS
+from vmx.isa.features import NATIVE
+from vmx.isa.vector_rows import BYTES
+from vmx.isa.vector_rows import ROWS as ROWS_V1
+from vmx.isa.vector_v2_rows import ROWS_V2
 from vmx.isa.x87_rows import MEMORY_FORMS, REGISTER_FORMS
 from vmx.state.struct import struct
+
+ROWS = ROWS_V1 + ROWS_V2  # in the order of the instruction table
 
 BLOCK = struct(
     "NativeBlock",
@@ -57,13 +63,15 @@ VECTOR_ENTRY = struct(
         ("source_offset", "u1"),
         ("target_offset", "u1"),
         ("zeroes", "u1"),
+        ("implicit", "u1"),  # XMM0 is a further operand
+        ("memory_immediate", "u1"),  # bits of imm8 that count with a memory operand
     ],
 )
 
 NO_OPERAND, XMM, MM, GENERAL = range(4)  # kinds of register operands
 ACTIONS = (
     "stub", "move", "and", "andn", "or", "xor", "masked store", "ldmxcsr", "stmxcsr", "clflush", "fence",
-    "prefetch", "emms",
+    "prefetch", "emms", "extract", "string",
 )  # fmt: skip
 
 # the table: addresses of x87 register forms, then memory forms, then one VECTOR_ENTRY for each row
@@ -73,6 +81,8 @@ VECTOR_TABLE = X87_MEMORY_TABLE + 8 * 64
 TABLE_BYTES = VECTOR_TABLE + len(ROWS) * VECTOR_ENTRY.size
 
 _REG, _RM, _FLAGS, _X87 = (BLOCK.offset(name) for name in ("reg", "rm", "flags", "x87"))
+# of vector instructions: XMM0, or RAX and RDX, in; RCX and XMM0 out
+_IMPLICIT, _RAX_IN, _RDX_IN, _RCX_OUT, _XMM0_OUT = _X87, _X87, _X87 + 8, _X87 + 16, _X87 + 32
 _MXCSR, _MXCSR_OUT, _HOST_MXCSR, _HOST_CONTROL = (
     BLOCK.offset(name) for name in ("mxcsr", "mxcsr_out", "host_mxcsr", "host_control")
 )
@@ -104,21 +114,30 @@ def _vector_stub(row, wide: bool) -> tuple[bytes, int]:
     code = b""
     if row.numeric:
         code += STORE_MXCSR(_HOST_MXCSR) + LOAD_MXCSR(_MXCSR)
+    number = 0
+    if row.implicit:  # XMM0 is the mask
+        number = 2
+        code += _at_rdi(_LOAD[XMM], 0, _IMPLICIT)
+    if row.action == "string":
+        code += _at_rdi(_LOAD[GENERAL], 0, _RAX_IN) + _at_rdi(_LOAD[GENERAL], 2, _RDX_IN)
     if reg:
-        code += _at_rdi(_LOAD[reg], 0, _REG)
+        code += _at_rdi(_LOAD[reg], number, _REG)
     code += _at_rdi(_LOAD[rm], 1, _RM)
-    code += bytes.fromhex(row.prefix) + (b"\x48" if wide else b"") + row.opcode.to_bytes(2, "big")
-    code += bytes((0xC1 | (row.reg or 0) << 3,))
+    code += bytes.fromhex(row.prefix) + (b"\x48" if wide else b"") + row.code
+    code += bytes((0xC1 | (row.reg or number) << 3,))
     position = -1
     if row.imm8:
         position = len(code)
         code += b"\0"
-    if row.writes_flags:
+    if row.action == "string":
+        code += PUSH_FLAGS + _at_rdi("8F", 0, _FLAGS)
+        code += _at_rdi(_STORE[GENERAL], 1, _RCX_OUT) + _at_rdi(_STORE[XMM], 0, _XMM0_OUT)
+    elif row.writes_flags:
         code += PUSH_FLAGS + _at_rdi("8F", 0, _FLAGS)
     elif writes_rm:
         code += _at_rdi(_STORE[rm], 1, _RM)
     else:
-        code += _at_rdi(_STORE[reg], 0, _REG)
+        code += _at_rdi(_STORE[reg], number, _REG)
     if row.numeric:
         code += STORE_MXCSR(_MXCSR_OUT) + LOAD_MXCSR(_HOST_MXCSR)
     if row.mmx:
@@ -218,9 +237,9 @@ _ABSENT = np.uint64(0xFFFF_FFFF_FFFF_FFFF)
 
 def _fill_entry(entry, row, emitter) -> None:
     entry["stub"] = entry["wide_stub"] = _ABSENT
-    if row.action == "stub":
+    if row.action in ("stub", "extract", "string"):
         entry["stub"], entry["stride"] = emitter.add(*_vector_stub(row, False))
-        wide = any(o in ("Gy", "Ey") for o in row.operands)
+        wide = row.depends_on_rex_w
         entry["wide_stub"] = emitter.add(*_vector_stub(row, True))[0] if wide else entry["stub"]
     entry["action"] = ACTIONS.index(row.action)
     entry["reg_kind"] = register_kind(row.reg_operand)
@@ -232,13 +251,35 @@ def _fill_entry(entry, row, emitter) -> None:
     entry["writes_rm"] = bool(row.operands) and row.operands[0] == row.rm_operand
     entry["aligned"] = row.memory_size == 16 and not row.unaligned
     entry["os_support"] = row.needs_os_support
-    for name in ("numeric", "writes_flags", "mmx", "source_offset", "target_offset", "zeroes"):
+    entry["implicit"] = row.implicit == "xmm0"
+    for name in (
+        "numeric",
+        "writes_flags",
+        "mmx",
+        "source_offset",
+        "target_offset",
+        "zeroes",
+        "memory_immediate",
+    ):
         entry[name] = getattr(row, name)
 
 
 def host_supported() -> bool:
     """Whether this host can run the stubs at all: Linux on x86-64, in a 64-bit process."""
     return sys.platform == "linux" and platform.machine() in ("x86_64", "AMD64") and sys.maxsize > 1 << 32
+
+
+def host_lacks(features) -> list[str]:
+    """Those of the features (see vmx.isa.features) that the host's instructions are needed for, and that it lacks."""
+    wanted = sorted(set(features) & set(NATIVE))
+    if not wanted:
+        return []
+    try:
+        with open("/proc/cpuinfo", encoding="ascii", errors="replace") as file:
+            flags = next((line for line in file if line.startswith("flags")), "").split()
+    except OSError:
+        flags = []
+    return [name for name in wanted if not available() or NATIVE[name] not in flags]
 
 
 @functools.cache

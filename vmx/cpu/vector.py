@@ -1,4 +1,4 @@
-"""MMX, SSE and SSE2: checks, operands, moves and bitwise operations here; everything else by native stubs.
+"""MMX and SSE to SSE4.2: checks, operands, moves and bitwise operations here; everything else by native stubs.
 
 SDM volume 1, "Programming with Intel MMX Technology" to "Programming with SSE2"; volume 2, "Exceptions" of
 each instruction. Order: #UD (CR0.EM, CR4.OSFXSR), #NM (CR0.TS), pending #MF for MMX, then the memory
@@ -48,7 +48,10 @@ from vmx.state.processor import (
     OK,
     PREFIX_SEGMENT,
     PROCESSOR,
+    RAX,
+    RCX,
     RDI,
+    RDX,
     STOP,
     UD,
     XM,
@@ -85,9 +88,10 @@ BLOCK_OFFSET = PROCESSOR.offset("vector_block")
 REG_OFFSET, RM_OFFSET = BLOCK.offset("reg"), BLOCK.offset("rm")
 DECODED_COPY = BLOCK.offset("x87")  # space in the block that vector instructions do not use
 DECODED_SIZE = DECODED.size
-(STUB, MOVE, AND, ANDN, OR, XOR, MASKED_STORE, LDMXCSR, STMXCSR, CLFLUSH, FENCE, PREFETCH, EMMS) = range(
-    len(ACTIONS)
-)
+IMPLICIT = BLOCK.offset("x87")  # there too: XMM0 that a blend reads
+RAX_IN, RDX_IN, RCX_OUT, XMM0_OUT = IMPLICIT, IMPLICIT + 8, IMPLICIT + 16, IMPLICIT + 32  # string comparison
+(STUB, MOVE, AND, ANDN, OR, XOR, MASKED_STORE, LDMXCSR, STMXCSR, CLFLUSH, FENCE, PREFETCH, EMMS, EXTRACT,
+ STRING) = range(len(ACTIONS))  # fmt: skip
 STOP_NOT_MODELLED, WITHOUT_STUBS = int(Stop.NOT_MODELLED), int(NotModelled.HOST_WITHOUT_VECTOR_STUBS)
 
 
@@ -408,18 +412,57 @@ def _simd_exceptions(cpu, stub, block, reg_low, reg_high):
 
 
 @compiled
+def _stub_of(d, row):
+    """The stub for REX.W and the immediate."""
+    immediate = d.immediate & (0xFF if d.modrm >= 0xC0 else row.memory_immediate)
+    return (row.wide_stub if d.rex & 8 else row.stub) + row.stride * immediate
+
+
+@compiled
 def _by_stub(cpu, d, row, block):
     """The host's own instruction on copies of the operands."""
     if _gather(cpu, d, row, block):
         return cpu.fault
-    stub = row.wide_stub if d.rex & 8 else row.stub
-    stub += row.stride * (d.immediate & 0xFF)
+    if row.implicit:
+        _copy_register(cpu, XMM, 0, block + IMPLICIT)
+    stub = _stub_of(d, row)
     if row.numeric:
         if _simd_exceptions(cpu, stub, block, load64(block + REG_OFFSET), load64(block + REG_OFFSET + 8)):
             return cpu.fault
     else:
         call1(stub, block)
     _scatter(cpu, d, row, block)
+    return OK
+
+
+@compiled
+def _extract(cpu, d, row, block):
+    """PEXTRB to PEXTRQ, EXTRACTPS: an element to a general register or to memory."""
+    size = row.wide_size if d.rex & 8 else row.size
+    _copy_register(cpu, XMM, d.reg, block + REG_OFFSET)
+    call1(_stub_of(d, row), block)
+    if d.modrm >= 0xC0:
+        _write_register(cpu, GENERAL, _rm_number(d), block + RM_OFFSET)
+        return OK
+    linear = _operand_address(cpu, d, row, size, 1)
+    if cpu.fault == 0:
+        store_bytes(cpu, linear, size, block + RM_OFFSET)
+    return cpu.fault
+
+
+@compiled
+def _compare_strings(cpu, d, row, block):
+    """PCMPESTRI, PCMPESTRM, PCMPISTRI, PCMPISTRM: an index in RCX or a mask in XMM0, and the status flags."""
+    if _gather(cpu, d, row, block):
+        return cpu.fault
+    store64(block + RAX_IN, cpu.gpr[RAX])
+    store64(block + RDX_IN, cpu.gpr[RDX])
+    call1(_stub_of(d, row), block)
+    set_status_flags(cpu, BLOCK.at(block).flags)
+    if d.opcode & 1:
+        cpu.gpr[RCX] = load64(block + RCX_OUT)
+    else:
+        _write_register(cpu, XMM, 0, block + XMM0_OUT)
     return OK
 
 
@@ -518,7 +561,7 @@ def _end_mmx(cpu):
 
 @unit(PROCESSOR, DECODED)
 def execute_vector(cpu, d):
-    """One MMX, SSE or SSE2 instruction; `d.row` is its row in the instruction table."""
+    """One vector instruction; `d.row` is its row in the instruction table."""
     if cpu.host_vector_stubs == 0:
         return without_stubs(cpu)
     row = VECTOR_ENTRY.at(cpu.host_vector_stubs + VECTOR_TABLE + (d.row - FIRST_ROW) * ENTRY_SIZE)
@@ -544,4 +587,8 @@ def execute_vector(cpu, d):
         return _flush_line(cpu, d)
     if action == EMMS:
         return _end_mmx(cpu)
+    if action == EXTRACT:
+        return _extract(cpu, d, row, block)
+    if action == STRING:
+        return _compare_strings(cpu, d, row, block)
     return OK  # fences and prefetches: memory is ordered here, and there are no caches

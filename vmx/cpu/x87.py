@@ -459,8 +459,8 @@ def _operand_size(opcode, reg):
 
 @compiled
 def _is_store(opcode, reg):
-    """FST, FSTP, FIST, FISTP, FBSTP: odd escapes, ModRM.reg 2, 3, 7 and FBSTP's 6."""
-    return opcode & 1 == 1 and (reg == 2 or reg == 3 or reg == 7 or reg == 6)
+    """FST, FSTP, FIST, FISTP, FISTTP, FBSTP: odd escapes, ModRM.reg 1, 2, 3, 7 and FBSTP's 6."""
+    return opcode & 1 == 1 and (reg == 1 or reg == 2 or reg == 3 or reg == 7 or reg == 6)
 
 
 @compiled

@@ -49,6 +49,7 @@ SIGNATURE = struct.unpack("<3I", b"vmx.hypervis")
 HYPERVISOR_PRESENT, OSXSAVE = 1 << 31, 1 << 27  # CPUID leaf 1, ECX
 NO_DEVICE = -1
 CPUID_INVPCID, CPUID_RDTSCP = 1 << 10, 1 << 27  # leaf 7, EBX; leaf 0x80000001, EDX
+CPUID_RDPID = 1 << 22  # leaf 7, ECX
 # controls that make an instruction exit; run_one_instruction takes them off the processor for one instruction
 PRIMARY_INTERCEPTS = (
     HLT_EXITING | INVLPG_EXITING | MWAIT_EXITING | RDPMC_EXITING | RDTSC_EXITING | CR3_LOAD_EXITING
@@ -288,8 +289,11 @@ class Hypervisor:
                 cpu.set_gpr(number, value)
             return
         cpuid(cpu.processor.address)
-        if leaf == 7 and not self._secondary(cpu, ENABLE_INVPCID):
-            cpu.set_gpr(RBX, cpu.gpr(RBX) & ~CPUID_INVPCID)
+        if leaf == 7:
+            if not self._secondary(cpu, ENABLE_INVPCID):
+                cpu.set_gpr(RBX, cpu.gpr(RBX) & ~CPUID_INVPCID)
+            if not self._secondary(cpu, ENABLE_RDTSCP):
+                cpu.set_gpr(RCX, cpu.gpr(RCX) & ~CPUID_RDPID)
         elif leaf == 0x8000_0001 and not self._secondary(cpu, ENABLE_RDTSCP):
             cpu.set_gpr(RDX, cpu.gpr(RDX) & ~CPUID_RDTSCP)
         elif leaf == 1:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vmx import boot
+from vmx.cpu.native import host_lacks
 from vmx.errors import status_of_stop
 from vmx.guests import bundled
 from vmx.hypervisor.allocator import private_bytes
@@ -13,6 +14,7 @@ from vmx.hypervisor.console import BufferConsole, Console
 from vmx.hypervisor.hypervisor import ExitHook, Hypervisor
 from vmx.hypervisor.inspection import Inspector
 from vmx.hypervisor.vcpu import GuestCpu
+from vmx.isa.features import chosen_features
 from vmx.ledger.ledger import Ledger
 from vmx.machine.config import MachineConfig
 from vmx.machine.firmware import firmware_placements
@@ -73,11 +75,19 @@ class Machine:
     def __init__(self, config: MachineConfig | None = None, *, console: Console | None = None):
         self.config = config = config or MachineConfig()
         self.console = console if console is not None else BufferConsole()
+        features = self._features(config)
         self.image = self._load_image(config)
         private = 0 if config.bare else private_bytes(config.memory, config.cpus)
         self.memory = Memory(config.memory, private)
         self.processors = [
-            VirtualCpu(i, self.memory, cpus=config.cpus, ns_per_instruction=config.ns_per_instruction)
+            VirtualCpu(
+                i,
+                self.memory,
+                cpus=config.cpus,
+                ns_per_instruction=config.ns_per_instruction,
+                features=features,
+                seed=config.seed,
+            )
             for i in range(config.cpus)
         ]
         self.outcome: tuple[str, str] | None = None
@@ -116,6 +126,21 @@ class Machine:
         for note in self.image.notes:
             log.info("guest: %s", note)
         self._start()
+
+    @staticmethod
+    def _features(config: MachineConfig) -> frozenset[str]:
+        """The instruction sets beyond x86-64-v1 that the configuration asks for and this host can give."""
+        features = chosen_features(config.cpu_model, config.features)
+        missing = host_lacks(features)
+        if missing:
+            from vmx.errors import ConfigurationError
+
+            off = ", ".join(f"{name} = false" for name in missing)
+            raise ConfigurationError(
+                f"cpu_model = {config.cpu_model!r}: this host cannot execute {', '.join(missing)}; choose cpu_model = "
+                f"'v1', or set {off} under [features]"
+            )
+        return features
 
     @staticmethod
     def _load_image(config: MachineConfig) -> boot.BootImage:

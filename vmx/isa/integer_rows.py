@@ -1,15 +1,17 @@
 """The integer and system instructions: one line per opcode form, in opcode order.
 
-    opcode [/r | /digit] [mem | reg | rm=n]   mnemonic   operands   attributes
+    [VEX] opcode [/r | /digit] [mem | reg | rm=n]   mnemonic   operands   attributes
 
 Opcode: hexadecimal bytes; a leading NP, 66, F3 or F2 is a mandatory prefix; "+r" puts a register into bits 2:0,
 "+c" a condition into bits 3:0. Operands: the letters of the manual's appendix "Opcode Map": E general register or
 memory (ModRM.rm), G general register (ModRM.reg), Z register in the opcode, I immediate, J relative displacement,
-M memory, O memory offset, S segment register, C/D control/debug register, A far pointer, X/Y string operands;
+M memory, B register in VEX.vvvv, O memory offset, S segment register, C/D control/debug register, A far pointer,
+X/Y string operands;
 b w d q sizes, v operand size, z 16 or 32 bits, y 32 or 64 bits, p far pointer. Attributes:
 op=NAME (operation if not the mnemonic), lock (LOCK allowed), d64 (64-bit by default in 64-bit mode), f64 (always
 64-bit there), i64 (invalid there), o64 (only there), end (last of its block), value=n (constant operand, decoded
-as the immediate).
+as the immediate), feature=NAME (needed beyond x86-64-v1: see vmx.isa.features), sized=n (operand n, not the first,
+has the operand size).
 """
 
 ALU_NAMES = "ADD OR ADC SBB AND SUB XOR CMP".split()
@@ -203,6 +205,7 @@ NP 0F 01 /1 reg rm=0 | MONITOR | | end
 NP 0F 01 /1 reg rm=1 | MWAIT | | end
 NP 0F 01 /1 reg rm=2 | CLAC | | end
 NP 0F 01 /1 reg rm=3 | STAC | | end
+NP 0F 01 /5 reg rm=0 | SERIALIZE | | op=NOP feature=serialize
 NP 0F 01 /2 reg rm=0 | XGETBV | |
 NP 0F 01 /2 reg rm=1 | XSETBV | | end
 0F 01 /7 reg rm=0 | SWAPGS | | o64 end
@@ -278,6 +281,8 @@ F3 0F B8 /r | POPCNT | Gv,Ev |
 0F BB /r | BTC | Ev,Gv | lock
 0F BC /r | BSF | Gv,Ev |
 0F BD /r | BSR | Gv,Ev |
+F3 0F BC /r | TZCNT | Gv,Ev | feature=bmi1
+F3 0F BD /r | LZCNT | Gv,Ev | feature=lzcnt
 0F BE /r | MOVSX | Gv,Eb | op=MOVSX_B
 0F BF /r | MOVSX | Gv,Ew | op=MOVSX_W
 0F C0 /r | XADD | Eb,Gb | lock
@@ -287,6 +292,11 @@ NP 0F C7 /6 mem | VMPTRLD | Mq | op=VMX_OTHER value=21 end
 NP 0F C7 /7 mem | VMPTRST | Mq | op=VMX_OTHER value=22 end
 66 0F C7 /6 mem | VMCLEAR | Mq | op=VMX_OTHER value=19 end
 F3 0F C7 /6 mem | VMXON | Mq | op=VMX_OTHER value=27 end
+NP 0F C7 /6 reg | RDRAND | Rv | feature=rdrand
+66 0F C7 /6 reg | RDRAND | Rv | feature=rdrand
+NP 0F C7 /7 reg | RDSEED | Rv | feature=rdseed
+66 0F C7 /7 reg | RDSEED | Rv | feature=rdseed
+F3 0F C7 /7 reg | RDPID | Ry | f64 feature=rdpid
 0F C8+r | BSWAP | Zv |
 0F FF /r | UD0 | Gv,Ev | op=UD end
 """
@@ -299,6 +309,27 @@ NP 0F 38 F1 /r mem | MOVBE | Ev,Gv |
 66 0F 38 80 /r mem | INVEPT | Gy,M | op=VMX_OTHER value=50 f64 end
 66 0F 38 81 /r mem | INVVPID | Gy,M | op=VMX_OTHER value=53 f64 end
 66 0F 38 82 /r mem | INVPCID | Gy,M | f64 end
+F2 0F 38 F0 /r | CRC32 | Gy,Eb | feature=sse4_2 sized=1
+F2 0F 38 F1 /r | CRC32 | Gy,Ev | feature=sse4_2 sized=1
+66 0F 38 F6 /r | ADCX | Gy,Ey | feature=adx
+F3 0F 38 F6 /r | ADOX | Gy,Ey | feature=adx
+NP 0F 38 F9 /r mem | MOVDIRI | My,Gy | op=MOV feature=movdiri
+"""
+
+VEX = """
+VEX NP 0F 38 F2 /r | ANDN | Gy,By,Ey | feature=bmi1
+VEX NP 0F 38 F3 /1 | BLSR | By,Ey | feature=bmi1
+VEX NP 0F 38 F3 /2 | BLSMSK | By,Ey | feature=bmi1
+VEX NP 0F 38 F3 /3 | BLSI | By,Ey | feature=bmi1
+VEX NP 0F 38 F5 /r | BZHI | Gy,Ey,By | feature=bmi2
+VEX F3 0F 38 F5 /r | PEXT | Gy,By,Ey | feature=bmi2
+VEX F2 0F 38 F5 /r | PDEP | Gy,By,Ey | feature=bmi2
+VEX F2 0F 38 F6 /r | MULX | Gy,By,Ey | feature=bmi2
+VEX NP 0F 38 F7 /r | BEXTR | Gy,Ey,By | feature=bmi1
+VEX 66 0F 38 F7 /r | SHLX | Gy,Ey,By | feature=bmi2
+VEX F3 0F 38 F7 /r | SARX | Gy,Ey,By | feature=bmi2
+VEX F2 0F 38 F7 /r | SHRX | Gy,Ey,By | feature=bmi2
+VEX F2 0F 3A F0 /r | RORX | Gy,Ey,Ib | feature=bmi2
 """
 
 
@@ -306,5 +337,5 @@ def lines():
     """All rows as text, without empty lines."""
     yield from _alu_rows()
     yield from _shift_rows()
-    for block in (ONE_BYTE, TWO_BYTE, THREE_BYTE):
+    for block in (ONE_BYTE, TWO_BYTE, THREE_BYTE, VEX):
         yield from (line for line in block.splitlines() if line.strip())

@@ -1,7 +1,7 @@
 """The instruction table: rows parsed into objects, and the dense arrays that the compiled decoder reads.
 
 Look-up: `OPCODES[map << 8 | opcode]` is a cell. A cell below FIRST_GROUP is a row; from FIRST_GROUP on it is a
-group, indexed by mandatory prefix (none, 66, F3, F2), ModRM.reg and register/memory form; a group's entry from
+group, indexed by mandatory prefix (none, 66, F3, F2; of VEX: pp), ModRM.reg and register/memory form; an entry from
 FIRST_RM on is a list indexed by ModRM.rm. 0 is "no instruction".
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from vmx.isa import integer_rows
+from vmx.isa.features import FEATURE_NUMBER
 from vmx.isa.operations import OPERATION
 
 # operand kinds
@@ -31,6 +32,8 @@ I_NONE, I_8, I_8S, I_16, I_Z, I_V, I_MOFFS, I_FAR, I_16_8, I_CONST = range(10)
 FIRST_GROUP = 0x4000
 FIRST_RM = 0x6000
 MAPS = {"": 0, "0F": 1, "0F 38": 2, "0F 3A": 3}
+VEX_MAP = 3  # what a VEX prefix adds to the number of a map
+MAP_COUNT = 7
 PREFIXES = {"NP": (0,), "66": (1,), "F3": (2,), "F2": (3,), "": (0, 1, 2, 3)}
 
 
@@ -57,6 +60,7 @@ class Row:
     kinds: list[tuple[int, int]] = field(default_factory=list)
     number: int = 0
     data: object = None  # for rows that other modules add (vector instructions)
+    feature: int = 0  # number of the feature that the processor must offer: see vmx.isa.features
 
     @property
     def name(self) -> str:
@@ -107,6 +111,7 @@ def parse(text: str) -> Row:
     except ValueError:
         raise ValueError(f"instruction row {text!r}: four parts separated by | are needed") from None
     tokens = encoding.split()
+    vex = tokens[0] == "VEX" and tokens.pop(0)
     prefix = (
         tokens.pop(0)
         if tokens[0] in ("NP", "66", "F3", "F2") and len(tokens) > 1 and re.match(r"[0-9A-F]{2}", tokens[1])
@@ -121,7 +126,7 @@ def parse(text: str) -> Row:
         mnemonic,
         [o for o in operands.split(",") if o],
         0,
-        MAPS[" ".join(opcode_bytes[:-1])],
+        MAPS[" ".join(opcode_bytes[:-1])] + (VEX_MAP if vex else 0),
         int(last, 16),
         prefix,
     )
@@ -136,19 +141,25 @@ def parse(text: str) -> Row:
         else:
             row.form = token
             row.flags |= F_MODRM
-    operation = mnemonic
+    operation, sized = mnemonic, 0
     for attribute in attributes.split():
         key, _, value = attribute.partition("=")
         if key == "op":
             operation = value
         elif key == "value":
             row.constant, row.immediate = int(value), I_CONST
+        elif key == "feature":
+            row.feature = FEATURE_NUMBER[value]
+        elif key == "sized":
+            sized = int(value)
         else:
             row.flags |= _FLAGS[key]
     if row.condition:
         row.flags |= F_CONDITION
     row.operation = OPERATION[operation]
-    for operand in row.operands:
+    for position, operand in enumerate(row.operands):
+        if operand[0] == "B":
+            continue  # VEX.vvvv: the decoder leaves its number in the immediate
         kind, size = _FIXED.get(operand) or (_LETTERS[operand[0]], _SIZES[operand[1:]])
         row.kinds.append((kind, size))
         if operand in _IMMEDIATES:
@@ -158,7 +169,8 @@ def parse(text: str) -> Row:
         elif operand == "1":
             row.constant, row.immediate = 1, I_CONST
         # the operand size is that of a register or memory operand: immediates have their own
-        if row.size == S_NONE and size not in (S_NONE, S_X) and kind not in (K_DX, K_IMM, K_REL):
+        counts = position >= sized and size not in (S_NONE, S_X) and kind not in (K_DX, K_IMM, K_REL)
+        if row.size == S_NONE and counts:
             row.size = size
         if kind in (K_CREG, K_DREG):
             row.size = S_Y
@@ -185,7 +197,9 @@ class Table:
 
     def freeze(self) -> None:
         """Build the arrays."""
-        self.opcodes = np.zeros(4 * 256, np.int64)
+        self.opcodes = np.zeros(MAP_COUNT * 256, np.int64)
+        self.feature = np.array([r.feature for r in self.rows], np.int64)
+        self.instead = np.zeros(len(self.rows), np.int64)  # the row where the feature is not offered
         by_opcode: dict[int, list[Row]] = {}
         for row in self.rows[1:]:
             for opcode in _expand(row):
@@ -204,7 +218,7 @@ class Table:
         self.groups = np.concatenate(groups)
         self.rm_lists = np.array(lists or [[0] * 8], np.int64).reshape(-1)
         self.modrm_cells = np.array(
-            [int(any(r.flags & F_MODRM for r in by_opcode.get(cell, []))) for cell in range(4 * 256)],
+            [int(any(r.flags & F_MODRM for r in by_opcode.get(cell, []))) for cell in range(MAP_COUNT * 256)],
             np.int64,
         )
         self.operation = np.array([r.operation for r in self.rows], np.int64)
@@ -221,8 +235,7 @@ class Table:
         self.xchg_row = first_xchg.number
         self.arpl_row = next(r for r in self.rows if r.mnemonic == "ARPL").number
 
-    @staticmethod
-    def _group(rows, lists):
+    def _group(self, rows, lists):
         group = np.zeros(64, np.int64)
         # rows without a mandatory prefix first: rows with one replace them in their column
         for row in sorted(rows, key=lambda r: (r.prefix != "", r.rm is not None)):
@@ -231,6 +244,8 @@ class Table:
                     for is_register in {"": (0, 1), "mem": (0,), "reg": (1,)}[row.form]:
                         index = prefix << 4 | digit << 1 | is_register
                         if row.rm is None:
+                            if row.feature:
+                                self.instead[row.number] = group[index]
                             group[index] = row.number
                             continue
                         if group[index] < FIRST_RM:
@@ -246,11 +261,11 @@ def build() -> Table:
     for line in integer_rows.lines():
         table.add(parse(line))
     try:
-        from vmx.isa import vector_rows, x87_rows
+        from vmx.isa import vector_rows, vector_v2_rows, x87_rows
     except ImportError:
         pass
     else:
-        vector_rows.add_to(table)
+        vector_rows.add_to(table, vector_rows.ROWS + vector_v2_rows.ROWS_V2)
         x87_rows.add_to(table)
     table.freeze()
     return table

@@ -17,7 +17,7 @@ class VectorRow:
     """One instruction form."""
 
     prefix: str  # mandatory prefix: "", "66", "F3" or "F2"
-    opcode: int  # 0x0F00 | second opcode byte
+    opcode: int  # 0x0F00 | second opcode byte, 0x0F3800 | third, or 0x0F3A00 | third
     mnemonic: str
     operands: tuple[str, ...] = ()
     reg: int | None = None  # ModRM.reg as opcode extension
@@ -29,6 +29,19 @@ class VectorRow:
     source_offset: int = 0  # moves: byte offset in the source register
     target_offset: int = 0  # moves: byte offset in the destination register
     zeroes: bool = False  # moves: the rest of the destination becomes zero
+    feature: str = ""  # what the processor must offer beyond x86-64-v1: see vmx.isa.features
+    implicit: str = ""  # a further operand: "xmm0"
+    memory_immediate: int = 0xFF  # the bits of imm8 that count when the source is in memory
+
+    @property
+    def code(self) -> bytes:
+        """The opcode bytes."""
+        return self.opcode.to_bytes(3 if self.opcode >> 16 else 2, "big")
+
+    @property
+    def depends_on_rex_w(self) -> bool:
+        """Whether REX.W makes another instruction of it."""
+        return self.action == "string" or any(o in ("Gy", "Ey") for o in self.operands)
 
     @property
     def imm8(self) -> bool:
@@ -61,10 +74,13 @@ class VectorRow:
         return self.action not in ("fence", "prefetch", "clflush") and self.mnemonic != "movnti"
 
 
-def _row(prefix, opcode, mnemonic, operands="", **more):
-    return VectorRow(
-        prefix, 0x0F00 | opcode, mnemonic, tuple(operands.split(",")) if operands else (), **more
-    )
+def vector_row(prefix, opcode, mnemonic, operands="", **more):
+    """A row, its opcode without 0F and its operands as text."""
+    escaped = (0x0F0000 if opcode >> 8 else 0x0F00) | opcode
+    return VectorRow(prefix, escaped, mnemonic, tuple(operands.split(",")) if operands else (), **more)
+
+
+_row = vector_row
 
 
 def _move(prefix, opcode, mnemonic, operands, **more):
@@ -245,8 +261,9 @@ def _state():
 ROWS: tuple[VectorRow, ...] = (*_moves(), *_float(), *_integer(), *_state())
 
 
-def add_to(table) -> None:
-    """Append all rows to the instruction table, in order: row numbers there are consecutive."""
+def add_to(table, rows) -> None:
+    """Append rows to the instruction table, in order: row numbers there are consecutive."""
+    from vmx.isa.features import FEATURE_NUMBER
     from vmx.isa.operations import OPERATION
     from vmx.isa.table import (
         F_MODRM,
@@ -256,18 +273,18 @@ def add_to(table) -> None:
         Row,
     )  # which imports this module while it is built
 
-    for row in ROWS:
+    for row in rows:
         digit = "/r" if row.reg is None else f"/{row.reg}"
         form = row.form if row.form in ("reg", "mem") else ""
         encoding = (
-            f"{row.prefix or 'NP'} 0F {row.opcode & 0xFF:02X} {digit if row.form != 'none' else ''} {form}"
+            f"{row.prefix or 'NP'} {row.code.hex(' ').upper()} {digit if row.form != 'none' else ''} {form}"
         )
         entry = Row(
             f"{' '.join(encoding.split())} | {row.mnemonic.upper()} | {','.join(row.operands)} | op=VECTOR",
             row.mnemonic.upper(),
             list(row.operands),
             OPERATION["VECTOR"],
-            map=1,
+            map={0x0F: 1, 0x0F38: 2, 0x0F3A: 3}[row.opcode >> 8],
             opcode=row.opcode & 0xFF,
             prefix=row.prefix or "NP",
             digit=row.reg,
@@ -275,5 +292,6 @@ def add_to(table) -> None:
             flags=F_VECTOR | (F_MODRM if row.form != "none" else 0),
             immediate=I_8 if row.imm8 else I_NONE,
             data=row,
+            feature=FEATURE_NUMBER.get(row.feature, 0),
         )
         table.add(entry)

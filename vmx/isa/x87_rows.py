@@ -17,6 +17,7 @@ class X87Form:
     size: int = 0
     stores: bool = False
     flags: bool = False  # reads or writes RFLAGS
+    feature: str = ""  # what the processor must offer: see vmx.isa.features
 
 
 def _registers():
@@ -72,6 +73,8 @@ def _memory():
         yield (opcode, 0), X87Form(start + "ld", size=load_store_size)
         yield (opcode, 2), X87Form(start + "st", size=load_store_size, stores=True)
         yield (opcode, 3), X87Form(start + "stp", size=load_store_size, stores=True)
+    for opcode, size in ((0xDB, 4), (0xDD, 8), (0xDF, 2)):
+        yield (opcode, 1), X87Form("fisttp", size=size, stores=True, feature="sse3")
     yield (0xDB, 5), X87Form("fld", size=10)
     yield (0xDB, 7), X87Form("fstp", size=10, stores=True)
     yield (0xDF, 4), X87Form("fbld", size=10)
@@ -93,6 +96,7 @@ MEMORY_FORMS: dict[tuple[int, int], X87Form] = dict(_memory())
 
 def add_to(table) -> None:
     """Append all forms to the instruction table."""
+    from vmx.isa.features import FEATURE_NUMBER
     from vmx.isa.operations import OPERATION
     from vmx.isa.table import F_MODRM, Row  # the table imports this module while it is built
 
@@ -101,7 +105,7 @@ def add_to(table) -> None:
         name = data.mnemonic.upper()
         entry = Row(
             f"{encoding} | {name} | | op=X87", name, [], OPERATION["X87"], 0, opcode,
-            digit=digit, form=form, rm=rm, flags=F_MODRM, data=data,
+            digit=digit, form=form, rm=rm, flags=F_MODRM, data=data, feature=FEATURE_NUMBER.get(data.feature, 0),
         )  # fmt: skip
         table.add(entry)
 

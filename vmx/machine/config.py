@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vmx.errors import ConfigurationError, MissingDependencyError
+from vmx.isa.features import FEATURES
 from vmx.virt.controls import control_bits
 
 try:
@@ -80,6 +81,8 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ns_per_instruction: int = 16  # virtual time of one retired instruction
     rtc_start: int = 1735689600  # the RTC at power-on, seconds since 1970 UTC; ISO 8601 text or TOML time too
     serial: Literal["stdio", "null"] = "stdio"
+    cpu_model: Literal["v1", "v2"] = "v1"  # v2: x86-64-v2, BMI, ADX, AES, RDRAND ...: see vmx.isa.features
+    features: dict[str, bool] = msgspec.field(default_factory=dict)  # of these, switched on or off by name
     seed: int = 0  # of everything that is random in the machine
 
     # Virtualization.
@@ -121,14 +124,15 @@ class MachineConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     def to_toml(self) -> str:
         """TOML text that `from_toml` reads back to an equal configuration."""
         values = self.to_dict()
-        controls = values.pop("controls")
+        tables = {key: values.pop(key) for key in ("controls", "features")}
         lines = [f"{key} = {_toml_value(value)}" for key, value in values.items()]
-        if controls:
-            lines += [
-                "",
-                "[controls]",
-                *(f"{_toml_key(name)} = {_toml_value(on)}" for name, on in controls.items()),
-            ]
+        for key, switches in tables.items():
+            if switches:
+                lines += [
+                    "",
+                    f"[{key}]",
+                    *(f"{_toml_key(name)} = {_toml_value(on)}" for name, on in switches.items()),
+                ]
         return "\n".join(lines) + "\n"
 
     def replace(self, **changes: Any) -> "MachineConfig":
@@ -211,6 +215,9 @@ def _normalised(values: dict[str, Any]) -> dict[str, Any]:
     for name in checked["controls"]:
         if name.upper() not in known:
             raise ConfigurationError(unknown_name("VMX control", name, control_bits()))
+    for name in checked["features"]:
+        if name not in FEATURES:
+            raise ConfigurationError(unknown_name("processor feature", name, FEATURES))
     return checked
 
 

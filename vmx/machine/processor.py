@@ -10,6 +10,7 @@ from vmx.cpu.cpuid import cpuid_table
 from vmx.cpu.interpreter import run
 from vmx.cpu.native import available, stub_table
 from vmx.cpu.registers import read_rflags, write_rflags
+from vmx.isa.features import feature_mask
 from vmx.machine.memory import Memory
 from vmx.mmu.mode import update_mode
 from vmx.mmu.tlb import new_tlb
@@ -18,6 +19,7 @@ from vmx.state.memory import host_address
 from vmx.state.processor import ACCESS_UNUSABLE, FLAT, PROCESSOR, Stop, new_record
 from vmx.virt.preemption import time_passed
 
+KEPT_BY_RESET = ("retired", "time_base_ns", "limit", "random_state")
 REGISTERS = "rax rcx rdx rbx rsp rbp rsi rdi r8 r9 r10 r11 r12 r13 r14 r15".split()
 SEGMENTS = "es cs ss ds fs gs ldtr tr".split()
 RESET_SIGNATURE_PAT = 0x0007_0406_0007_0406
@@ -27,10 +29,21 @@ WRITE_BACK_BYTES = 0x0606_0606_0606_0606
 
 
 class VirtualCpu:
-    """One virtual CPU. `state` is the processor record (numpy void), `view` the same record by attributes."""
+    """One virtual CPU. `state` is the processor record (numpy void), `view` the same record by attributes.
+
+    `features` are the instruction sets beyond x86-64-v1 (see vmx.isa.features), `seed` is that of RDRAND and RDSEED.
+    """
 
     def __init__(
-        self, index: int, memory: Memory, *, cpus: int = 1, ns_per_instruction: int = 16, **features
+        self,
+        index: int,
+        memory: Memory,
+        *,
+        cpus: int = 1,
+        ns_per_instruction: int = 16,
+        features: frozenset[str] = frozenset(),
+        seed: int = 0,
+        **cpuid_options,
     ):
         self.index, self.memory = index, memory
         self._record = new_record(PROCESSOR)
@@ -39,13 +52,15 @@ class VirtualCpu:
         self.view = PROCESSOR.view(self.address)
         self._tlb = new_tlb()
         self._code_cache = new_code_cache()
-        self._cpuid = cpuid_table(cpus=cpus, **features)
+        self._cpuid = cpuid_table(cpus=cpus, features=features, **cpuid_options)
+        self._features = feature_mask(features)
+        self.view.random_state = signed(seed + index)
         self._ns = ns_per_instruction
         self.reset()
 
     def reset(self) -> None:
         """Power-up state ("Processor State After Reset"); time and counters go on."""
-        kept = {name: self.state[name].copy() for name in ("retired", "time_base_ns", "limit")}
+        kept = {name: self.state[name].copy() for name in KEPT_BY_RESET}
         self._record.view(np.uint8)[:] = 0
         state, view = self.state, self.view
         for name, value in kept.items():
@@ -56,6 +71,7 @@ class VirtualCpu:
         view.gpr[2] = 0x600  # EDX: family
         view.xcr0 = 1
         view.dr[6], view.dr[7] = 0xFFFF_0FF0, 0x400
+        view.features = self._features
         view.pat = RESET_SIGNATURE_PAT
         view.misc_enable, view.feature_control = 0x1801, 1
         view.apic_base = APIC_BASE_RESET | (APIC_BASE_BSP if self.index == 0 else 0)
@@ -190,7 +206,7 @@ class VirtualCpu:
 
     def undecoded(self) -> Iterator[tuple[str, int]]:
         """(opcode, times) of opcodes that raised #UD because no instruction is there."""
-        maps = ("", "0F ", "0F 38 ", "0F 3A ")
+        maps = ("", "0F ", "0F 38 ", "0F 3A ", "VEX 0F ", "VEX 0F 38 ", "VEX 0F 3A ")
         counts = self.state["undecoded"]
         for key in np.nonzero(counts)[0]:
             yield f"{maps[key >> 8]}{key & 0xFF:02X}", int(counts[key])

@@ -177,7 +177,7 @@ PROCESSOR = struct(
         ("cpu_index", "u4"),
         ("apic_id", "u4"),
         # decode statistics: undecoded opcodes are counted (key: map << 8 | opcode ... see vmx.cpu.decode)
-        ("undecoded", "u4", (1024,)),
+        ("undecoded", "u4", (7 * 256,)),
         # host addresses
         ("host_ram", "u8"),
         ("ram_low", "u8"),  # bytes of RAM from address 0
@@ -200,6 +200,8 @@ PROCESSOR = struct(
         # staged by vmx.mmu.ept when a translation needs a VM exit (status EPT_EXIT)
         ("ept_reason", "u1"),  # 48 EPT violation, 49 EPT misconfiguration
         ("ept_qualification", "u8"),
+        ("features", "u8"),  # what is offered beyond x86-64-v1: a mask of vmx.isa.features
+        ("random_state", "u8"),  # of RDRAND and RDSEED: see vmx.cpu.extension
     ],
 )
 
