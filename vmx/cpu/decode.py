@@ -49,6 +49,7 @@ from vmx.state.bits import sext8, sext16, sext32, shr
 from vmx.state.jit import compiled
 from vmx.state.memory import load8, load16, load32, load64
 from vmx.state.processor import (
+    DECODED,
     DS,
     FLAT,
     NO_REGISTER,
@@ -67,6 +68,7 @@ from vmx.state.processor import (
     RSP,
     SS,
 )
+from vmx.state.unit import unit
 
 DECODED_OK, NEED_MORE, INVALID, TOO_LONG = range(4)
 MAX_LENGTH = 15
@@ -135,7 +137,7 @@ def _operand_code(kind, size_code, number, modrm, rex, opcode):
     return OPERAND_NONE
 
 
-@compiled
+@unit(DECODED, "i64", "i64", "i64", "i64")
 def decode(d, host, available, mode, features):
     """Decode the instruction at a host address, of which `available` bytes may be read.
 

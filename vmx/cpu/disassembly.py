@@ -7,15 +7,8 @@ from vmx.isa.features import ALL_FEATURES
 from vmx.isa.table import TABLE
 from vmx.state.memory import host_address
 from vmx.state.processor import DECODED, new_record
-from vmx.state.unit import unit
 
 MODE_BITS = (16, 32, 64)
-
-
-@unit("i64", "i64", "i64", "i64")
-def decode_bytes(decoded, code, count, mode):
-    """Decode `count` bytes at the host address `code` into the DECODED record at `decoded`."""
-    return decode(DECODED.at(decoded), code, count, mode, ALL_FEATURES)
 
 
 def describe(code: bytes, mode: int, ip: int = 0) -> str:
@@ -28,7 +21,7 @@ def describe(code: bytes, mode: int, ip: int = 0) -> str:
     buffer = np.zeros(32, np.uint8)
     buffer[: len(code)] = np.frombuffer(code, np.uint8)
     record = new_record(DECODED)
-    status = decode_bytes(host_address(record), host_address(buffer), len(code), mode)
+    status = decode(host_address(record), host_address(buffer), len(code), mode, ALL_FEATURES)
     if status != DECODED_OK:
         return f"{code[:8].hex(' ')} (no instruction)"
     d = record[0]
