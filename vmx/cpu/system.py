@@ -8,7 +8,7 @@ from vmx.cpu.cpuid import cpuid, reports_vmx
 from vmx.cpu.descriptor import exit_displacement, instruction_information, store_word, user_mode_prevented
 from vmx.cpu.msr import read_msr, time_stamp_counter, write_msr
 from vmx.cpu.operands import gpr_read, linear_address, plus, raise_fault, read_operand
-from vmx.cpu.segmentation import canonical, real_addressing
+from vmx.cpu.segmentation import canonical
 from vmx.cpu.virtual8086 import has_virtual_flag
 from vmx.cpu.vmx_instructions import group_vmx
 from vmx.mmu.access import load
