@@ -97,3 +97,8 @@ def test_a_copy_is_returned():
     assert ledger.records["reason"].tolist() == [12]
     ledger.open(10)  # the buffer can still grow
     assert ledger.counts == {10: 1, 12: 1}
+
+
+def test_records_have_no_padding():
+    """Padding would be copied or not as numpy likes, and two equal runs would differ in their files."""
+    assert sum(field[0].itemsize for field in EXIT_RECORD.fields.values()) == EXIT_RECORD.itemsize

@@ -120,10 +120,17 @@ def test_timeout(tmp_path, bare):
     assert 0.2 <= result.host_s < 10
 
 
+LOOPS = {
+    "computing": bytes.fromhex("40 ebfd"),  # INC EAX; JMP
+    "port": bytes.fromhex("e464 ebfc"),  # IN AL, 0x64; JMP
+    "REP on device memory": bytes.fromhex("b9ffffff7f be000000d0 f3ac ebfe"),  # REP LODSB from 0xD0000000
+}
+
+
 @pytest.mark.parametrize("bare", BOTH)
-def test_stop_from_another_thread(tmp_path, bare):
-    loop = bytes.fromhex("40 ebfd")
-    machine = flat_machine(tmp_path, loop, bare=bare)
+@pytest.mark.parametrize("loop", LOOPS)
+def test_stop_from_another_thread(tmp_path, loop, bare):
+    machine = flat_machine(tmp_path, LOOPS[loop], bare=bare)
     timer = threading.Timer(0.2, machine.stop)
     timer.start()
     result = machine.run(timeout_s=60)

@@ -218,8 +218,12 @@ class Machine:
     def _log_unclaimed(self) -> None:
         """Accesses that no device answered, for `--log info`."""
         for bus, kind in ((self.platform.ports, "port"), (self.platform.mmio, "memory")):
-            for address, count in sorted((bus.unclaimed_reads + bus.unclaimed_writes).items()):
+            counts = bus.unclaimed_reads + bus.unclaimed_writes
+            beyond = counts.pop(None, 0)  # the bus names so many addresses and no more
+            for address, count in sorted(counts.items()):
                 log.info("%s %#x: %d accesses that no device answers", kind, address, count)
+            if beyond:
+                log.info("%s, other addresses: %d accesses that no device answers", kind, beyond)
 
     def stop(self) -> None:
         """Ask a running machine to stop; safe from signal handlers and other threads."""
