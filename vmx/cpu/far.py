@@ -464,7 +464,7 @@ def far_return(cpu, d):
 @compiled
 def _return_flags(cpu, image, size):
     """RFLAGS after IRET. RF is dropped: the next instruction would end it, and nothing here looks at it."""
-    writable = 0xFFFF & ~(FLAG_IOPL | FLAG_IF)
+    writable = 0x4DD5  # CF PF AF ZF SF TF DF OF NT
     if size > 2:
         writable |= FLAG_AC | 1 << 21
     if cpu.cr0 & CR0_PE == 0 or cpu.cpl == 0:
