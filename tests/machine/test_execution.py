@@ -150,6 +150,16 @@ def test_a_jump_to_itself_with_interrupts_on_is_not_hung(tmp_path, bare):
     assert machine.memory.read(COUNTER, 1) != b"\0"
 
 
+@pytest.mark.parametrize("bare", BOTH)
+def test_iret_leaves_reserved_flags_alone(tmp_path, bare):
+    """An image of ones, but for VM, TF and IF: bits 3, 5 and 15 stay 0, bit 1 stays 1."""
+    push = lambda value: b"\x68" + dword(value)  # noqa: E731
+    code = push(0xFFFD_FCFF) + push(0x10) + push(BASE + 16) + b"\xcf"
+    code += b"\x9c\x5b" + leave(0)  # PUSHFD; POP EBX
+    _, machine = status_of(tmp_path, code, bare)
+    assert machine.inspect().registers["rbx"] == 0x003C_7CD7
+
+
 # --- devices --------------------------------------------------------------------------------------------------
 
 APIC = 0xFEE0_0000

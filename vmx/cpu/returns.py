@@ -160,7 +160,7 @@ def far_return(cpu, d):
 @compiled
 def _return_flags(cpu, image, size):
     """RFLAGS after IRET."""
-    writable = 0xFFFF & ~(FLAG_IOPL | FLAG_IF)
+    writable = 0x4DD5  # CF PF AF ZF SF TF DF OF NT; reserved bits keep their fixed values
     if size > 2:
         writable |= FLAG_RF | FLAG_AC | 1 << 21
     if cpu.cr0 & CR0_PE == 0 or cpu.cpl == 0:

@@ -193,9 +193,12 @@ class GuestCpu:
             self.vmcs_words[slot] &= ~INTERRUPT_WINDOW_EXITING
 
     def inject(self, vector: int, kind: int = 0, error: int | None = None, length: int = 0) -> None:
-        """Deliver an event at the next VM entry; `kind` is the interruption type (0 external, 3 exception ...)."""
+        """Deliver an event at the next VM entry; `kind` is the interruption type (0 external, 3 exception ...).
+
+        In real-address mode exceptions have no error code.
+        """
         info = INFO_VALID | kind << 8 | vector
-        if error is not None:
+        if error is not None and self.read("guest_cr0") & 1:
             info |= INFO_ERROR_CODE
             self.write("vm_entry_exception_error_code", error)
         self.write("vm_entry_instruction_length", length)
