@@ -246,6 +246,34 @@ def test_limits_hold_in_a_long_rep_of_device_accesses(tmp_path, bare, string):
     assert 0 < done < 10_000
 
 
+def exception_guest(handler: bytes, work: bytes) -> bytes:
+    """`work` with the stack in memory without device or RAM, and `handler` for vectors 0 to 31."""
+    start = b"\x0f\x01\x1d" + dword(POINTER) + b"\xbc" + dword(0xD010_0000)
+    parts = {
+        BASE: start + work,
+        HANDLER: handler,
+        IDT: gate32(HANDLER) * 32,
+        POINTER: struct.pack("<HI", 8 * 32 - 1, IDT),
+    }
+    return at(BASE, parts)
+
+
+@pytest.mark.parametrize("bare", BOTH)
+def test_a_delivery_over_the_bus_leaves_no_answers(tmp_path, bare):
+    """The stack is no RAM: what its writes were answered must not answer the handler's reads."""
+    handler = b"\xa1" + dword(APIC + 0x30) + b"\x89\xc3" + leave(0)  # MOV EAX, [version]; MOV EBX, EAX
+    fault = b"\x8b\x0d" + dword(APIC + 0x20) + b"\xf7\x35" + dword(0xD800_0000 - 0x1000) + b"\x0f\x0b"
+    _, machine = status_of(tmp_path, exception_guest(handler, fault), bare)  # DIV by ones, or UD2
+    assert machine.inspect().registers["rbx"] == 0x0005_0014
+
+
+@pytest.mark.parametrize("bare", BOTH)
+@pytest.mark.parametrize("again", [b"\xf1", b"\xcc", b"\x0f\x0b"], ids=["INT1", "INT3", "UD2"])
+def test_limits_hold_when_handlers_raise_exceptions_for_ever(tmp_path, again, bare):
+    machine, result = run_flat(tmp_path, exception_guest(again, again), bare=bare, limit=2000)
+    assert (result.stop, result.retired) == ("INSTRUCTION_LIMIT", 2000)
+
+
 @pytest.mark.parametrize("bare", BOTH)
 def test_text_on_the_screen(tmp_path, bare):
     text = b"vmx"

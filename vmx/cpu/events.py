@@ -17,6 +17,7 @@ from vmx.cpu.idt import (
 )
 from vmx.cpu.operands import raise_fault
 from vmx.cpu.virtual8086 import has_virtual_flag
+from vmx.mmu.bus import forget_bus_answers
 from vmx.state.bits import ule, ult
 from vmx.state.jit import compiled
 from vmx.state.processor import (
@@ -147,6 +148,7 @@ def _note_cause(cpu, vector):
 
 @compiled
 def _delivered(cpu, status):
+    forget_bus_answers(cpu)  # those of the instruction that faulted, and of the delivery
     cpu.vectoring_info = 0
     cpu.vectoring_error = 0
     cpu.exit_length = 0
@@ -193,7 +195,7 @@ def deliver(cpu, vector, kind, error, has_error):
         cpu.vectoring_error = error if has_error else 0
         status = deliver_once(cpu, vector, kind, error, has_error)
         if status == OK:
-            if kind == HARDWARE_EXCEPTION:
+            if kind == HARDWARE_EXCEPTION or injected and kind >= SOFTWARE_INTERRUPT:
                 _pass_time(cpu)
             return _delivered(cpu, result)
         cpu.fault = 0

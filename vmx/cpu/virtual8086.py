@@ -88,7 +88,7 @@ def _virtual_flags(cpu, image):
         raise_fault(cpu, GP, 0)
         return 0
     kept = 0xFFFF_0000 & ~(FLAG_VIF | FLAG_RF) | FLAG_IF | FLAG_IOPL
-    flags = get_rflags(cpu) & kept | image & 0xFFFF & ~(FLAG_IF | FLAG_IOPL)
+    flags = get_rflags(cpu) & kept | image & 0x4DD5
     return flags | FLAG_VIF if image & FLAG_IF else flags
 
 

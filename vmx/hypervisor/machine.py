@@ -43,6 +43,7 @@ NOT_MODELLED_TEXT = {
     NotModelled.HOST_WITHOUT_VECTOR_STUBS: "x87, MMX and SSE instructions on a host that is not x86-64",
     NotModelled.FIVE_LEVEL_PAGING: "5-level paging",
     NotModelled.SHUTDOWN_STATE: "the shutdown activity state",
+    NotModelled.BUS_ACCESSES: "an instruction that makes more accesses to device memory than any device needs",
 }
 
 
