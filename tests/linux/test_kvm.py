@@ -1,4 +1,5 @@
-"""Linux as the hypervisor: Debian's kernel, bare with VMX, loads its own KVM and runs a guest inside.
+"""Linux as the hypervisor: Debian's kernel, bare with VMX, loads its own KVM and runs a guest inside, with
+and without VPIDs, unrestricted guests and EPT.
 
 `kvmtest` is built from kvmtest.c beside it, by the command in its first comment.
 """
@@ -15,11 +16,18 @@ pytestmark = [pytest.mark.linux, pytest.mark.slow, pytest.mark.xdist_group("linu
 
 PROMPT = b"~ # "
 MODULES = ("virt/lib/irqbypass.ko", "arch/x86/kvm/kvm.ko", "arch/x86/kvm/kvm-intel.ko")
-COMMANDS = b"""\
+# Module parameters to switch off, one after the other: guests then run without VPIDs, in virtual-8086 mode where
+# they mean real mode, and on shadow page tables.
+SETTINGS = ("", "vpid", "unrestricted_guest", "ept")
+COMMANDS = """\
 mount -t debugfs debugfs /sys/kernel/debug
-insmod /irqbypass.ko && insmod /kvm.ko && insmod /kvm-intel.ko && /kvmtest; echo status $?
+cd /sys/module; insmod /irqbypass.ko; insmod /kvm.ko
+for off in "" {settings}; do
+insmod /kvm-intel.ko ${off:+$off=0}
+grep . kvm_intel/parameters/vpid kvm_intel/parameters/unrestricted_guest kvm_intel/parameters/ept
+/kvmtest; echo status $?; rmmod kvm-intel; done
 poweroff -f
-"""
+""".replace("{settings}", " ".join(SETTINGS[1:])).encode()
 
 
 class Typist(BufferConsole):
@@ -49,7 +57,7 @@ def kvm_initrd(debian, initrd, tmp_path_factory):
     return path
 
 
-def test_runs_a_guest_with_its_own_kvm(debian, kvm_initrd):
+def test_runs_guests_with_its_own_kvm(debian, kvm_initrd):
     config = MachineConfig(
         kernel=str(debian),
         initrd=str(kvm_initrd),
@@ -61,16 +69,25 @@ def test_runs_a_guest_with_its_own_kvm(debian, kvm_initrd):
     machine = Machine(config, console=Typist())
     result = machine.run(timeout_s=400)
     text = machine.console.text.replace("\r", "")
-    assert "\nguest wrote 4\n" in text, text[-3000:]
-    assert "\nstatus 0\n" in text
+    assert text.count("\nguest wrote 4\n") == text.count("\nstatus 0\n") == len(SETTINGS), text[-3000:]
     assert (result.stop, int(result.exit_status)) == ("POWEROFF", 0), result.message
     for problem in ("Kernel panic", "BUG:", "Oops", "WARNING:", "soft lockup"):
         assert problem not in text
 
-    runs = int(re.search(r"^guest halted after (\d+) runs$", text, re.MULTILINE)[1])
+    for number, off in enumerate(SETTINGS):
+        for name in SETTINGS[1:]:
+            values = re.findall(rf"^kvm_intel/parameters/{name}:([YN])$", text, re.MULTILINE)
+            # Without EPT there is no unrestricted guest either.
+            expected = "N" if name == off or (name, off) == ("unrestricted_guest", "ept") else "Y"
+            assert values[number] == expected, f"{name} with {off or 'nothing'} off"
+
+    def numbers(pattern):
+        return [int(value) for value in re.findall(pattern, text, re.MULTILINE)]
+
+    runs = numbers(r"^guest halted after (\d+) runs$")
+    linux = numbers(r"^Linux counted exits: (\d+)$")
     exits = int(machine.processors[0].view.vm_exits)
-    assert runs == 3  # two bytes written and the halt
-    assert exits >= runs
-    linux = int(re.search(r"^Linux counted exits: (\d+)$", text, re.MULTILINE)[1])
     print(f"VM exits: {exits} by the processor, {linux} by Linux, {runs} reached the program")
-    assert linux == exits
+    assert runs == [3] * len(SETTINGS)  # two bytes written and the halt
+    assert exits >= sum(runs)
+    assert sum(linux) == exits
