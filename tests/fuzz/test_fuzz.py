@@ -10,7 +10,7 @@ import pytest
 from tests.fuzz.campaign import LIMIT, bad, supervise, unequal
 from tests.fuzz.programs import KINDS, MODES, program
 
-SEEDS = {"bytes": 12, "rows": 24, "mixed": 24}
+SEEDS = {"bytes": 10, "rows": 14, "mixed": 10}
 
 
 @pytest.mark.parametrize("kind", KINDS)
