@@ -180,6 +180,8 @@ def _bulk(cpu, d, op, size, count):
             return 0
         elements = min(elements, limit)
     elements = min(elements, _page_run(target, size, 1))
+    if d.address_size != 8:  # RDI wraps at the address size
+        elements = min(elements, udiv(mask(d.address_size) - target_offset + 1, size))
     source = 0
     if op == 0:
         source_offset = gpr_read(cpu, RSI, d.address_size)
@@ -193,6 +195,8 @@ def _bulk(cpu, d, op, size, count):
                     return 0
                 elements = min(elements, udiv(cpu.segments[d.segment].limit - source_offset + 1, size))
         elements = min(elements, _page_run(source, size, 1))
+        if d.address_size != 8:
+            elements = min(elements, udiv(mask(d.address_size) - source_offset + 1, size))
     if elements < 2:
         return 0
     bytes_ = elements * size

@@ -31,6 +31,7 @@ from vmx.virt.reasons import ExitReason
 log = logging.getLogger(__name__)
 
 SLICE = 4_000_000  # instructions between two looks at the console and the host's clock
+TURNS_OF_CLOCK = 1024  # stops of the run loop between two looks at the clock for a time limit
 LOOK_TURNS = 256  # device events between two such looks while the processor is halted
 FIRST_GUEST = "teach"
 SLICE_OF_INPUT = 50_000  # the same while input is plenty
@@ -189,7 +190,11 @@ class Machine:
         deadline = self._deadline = None if timeout_s is None else start + timeout_s
         last = (1 << 63) if max_instructions is None else cpu.retired + max_instructions
         self._console_due = 0
+        turns = 0
         while self.outcome is None:
+            turns += 1
+            if turns % TURNS_OF_CLOCK == 0 and deadline is not None and time.perf_counter() > deadline:
+                self._console_due = 0
             now = cpu.retired
             if now >= last:
                 self.finish("INSTRUCTION_LIMIT", self.where("the instruction limit is reached"))
