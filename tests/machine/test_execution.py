@@ -282,3 +282,11 @@ def test_text_on_the_screen(tmp_path, bare):
     )
     _, machine = status_of(tmp_path, code + leave(0), bare)
     assert machine.memory.read(0xB8000, 6) == b"v\x07m\x07x\x07"
+
+
+def test_string_stores_wrap_at_the_address_size(tmp_path):
+    """REP STOSB with 16-bit addresses goes on at offset 0 behind 0xFFFF, whatever the segment's limit."""
+    fill = bytes.fromhex("b041 bff0ff0000 b920000000 fc 67f3aa")  # AL 'A', EDI 0xFFF0, ECX 32, CLD, REP STOSB
+    machine, result = run_flat(tmp_path, fill + leave(0), load_mode="protected32", bare=True)
+    assert result.stop == "DEBUG_EXIT"
+    assert machine.memory.read(0xFFF0, 16) == machine.memory.read(0, 16) == b"A" * 16
