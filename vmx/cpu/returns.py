@@ -76,6 +76,27 @@ def _check_return_code(cpu, selector, access):
 
 
 @compiled
+def _return_code(cpu, selector, offset):
+    """The descriptor of the code segment that RET far or IRET goes to, all its checks done and marked accessed."""
+    if selector & 0xFFFC == 0:
+        raise_fault(cpu, GP, 0)
+        return 0
+    raw = read_descriptor(cpu, selector, GP, 0)
+    if cpu.fault:
+        return 0
+    if selector & 3 < cpu.cpl:
+        raise_fault(cpu, GP, selector & 0xFFFC)
+        return 0
+    if _check_return_code(cpu, selector, rights_of(raw)):
+        return 0
+    if not code_offset_fits(cpu, raw, offset, is_64_bit(cpu, rights_of(raw))):
+        raise_fault(cpu, GP, 0)
+        return 0
+    mark_accessed(cpu, selector, raw)
+    return raw
+
+
+@compiled
 def _return_stack(cpu, selector, cpl, to_64_bit):
     """The checked descriptor of the stack that a return goes to; 0 for a null selector in 64-bit mode."""
     if selector & 0xFFFC == 0:
@@ -122,21 +143,11 @@ def far_return(cpu, d):
         if status == JUMP:
             drop(cpu, 2 * size + release)
         return status
-    if selector & 0xFFFC == 0:
-        return raise_fault(cpu, GP, 0)
-    raw = read_descriptor(cpu, selector, GP, 0)
+    raw = _return_code(cpu, selector, offset)
     if cpu.fault:
         return cpu.fault
     cpl = selector & 3
-    if cpl < cpu.cpl:
-        return raise_fault(cpu, GP, selector & 0xFFFC)
-    if _check_return_code(cpu, selector, rights_of(raw)):
-        return cpu.fault
     wide = is_64_bit(cpu, rights_of(raw))
-    if not code_offset_fits(cpu, raw, offset, wide):
-        return raise_fault(cpu, GP, 0)
-    if mark_accessed(cpu, selector, raw):
-        return cpu.fault
     if cpl == cpu.cpl:
         drop(cpu, 2 * size + release)
     else:
@@ -207,21 +218,11 @@ def _iret(cpu, d):
         return _iret_real(cpu, size, offset, selector, image)
     if image & FLAG_VM and size > 2 and cpu.cpl == 0 and cpu.long_mode == 0:
         return enter_by_iret(cpu, image)
-    if selector & 0xFFFC == 0:
-        return raise_fault(cpu, GP, 0)
-    raw = read_descriptor(cpu, selector, GP, 0)
+    raw = _return_code(cpu, selector, offset)
     if cpu.fault:
         return cpu.fault
     cpl = selector & 3
-    if cpl < cpu.cpl:
-        return raise_fault(cpu, GP, selector & 0xFFFC)
-    if _check_return_code(cpu, selector, rights_of(raw)):
-        return cpu.fault
     wide = is_64_bit(cpu, rights_of(raw))
-    if not code_offset_fits(cpu, raw, offset, wide):
-        return raise_fault(cpu, GP, 0)
-    if mark_accessed(cpu, selector, raw):
-        return cpu.fault
     outer = cpl > cpu.cpl
     flags = _return_flags(cpu, image, size)
     if outer or cpu.code_mode == 2:

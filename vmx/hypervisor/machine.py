@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from vmx import boot
 from vmx.cpu.native import host_lacks
-from vmx.errors import status_of_stop
+from vmx.errors import ConfigurationError, status_of_stop
 from vmx.guests import bundled
 from vmx.hypervisor.allocator import private_bytes
 from vmx.hypervisor.console import BufferConsole, Console
@@ -134,8 +134,6 @@ class Machine:
         features = chosen_features(config.cpu_model, config.features)
         missing = host_lacks(features)
         if missing:
-            from vmx.errors import ConfigurationError
-
             off = ", ".join(f"{name} = false" for name in missing)
             raise ConfigurationError(
                 f"cpu_model = {config.cpu_model!r}: this host cannot execute {', '.join(missing)}; choose cpu_model = "
@@ -150,8 +148,6 @@ class Machine:
             name = config.guest or FIRST_GUEST
             guests = bundled()
             if name not in guests:
-                from vmx.errors import ConfigurationError
-
                 raise ConfigurationError(f"guest {name!r} is not bundled; bundled are: {', '.join(guests)}")
             kernel = str(guests[name][0])
             if name == "hello" and address is None:
@@ -187,21 +183,20 @@ class Machine:
         if self.hypervisor is not None:
             self.hypervisor.resume()
         start = time.perf_counter()
-        deadline = self._deadline = None if timeout_s is None else start + timeout_s
+        self._deadline = None if timeout_s is None else start + timeout_s
         last = (1 << 63) if max_instructions is None else cpu.retired + max_instructions
         self._console_due = 0
         turns = 0
         while self.outcome is None:
             turns += 1
-            if turns % TURNS_OF_CLOCK == 0 and deadline is not None and time.perf_counter() > deadline:
-                self._console_due = 0
             now = cpu.retired
             if now >= last:
                 self.finish("INSTRUCTION_LIMIT", self.where("the instruction limit is reached"))
                 break
-            if now >= self._console_due or self._stop_requested:
+            overdue = turns % TURNS_OF_CLOCK == 0 and self._time_is_up()
+            if now >= self._console_due or self._stop_requested or overdue:
                 self._console_due = now + SLICE
-                if self._look_outside(deadline):
+                if self._look_outside():
                     break
             limit = min(self._event_limit(cpu), last, self._console_due)
             if self._single[0]:
@@ -248,11 +243,14 @@ class Machine:
             return 1 << 62
         return cpu.instruction_at(due)
 
-    def _look_outside(self, deadline: float | None) -> bool:
+    def _time_is_up(self) -> bool:
+        return self._deadline is not None and time.perf_counter() > self._deadline
+
+    def _look_outside(self) -> bool:
         """Console, Ctrl-C and the host's clock; a guest that can never go on. True when the run ends."""
         if self._stop_requested or self.console.quit_requested:
             self.finish("INTERRUPTED", self.where("interrupted"))
-        elif deadline is not None and time.perf_counter() > deadline:
+        elif self._time_is_up():
             self.finish("TIMEOUT", self.where("the time limit is reached"))
         elif self._jumps_to_itself():
             self.finish("HUNG", self.where("the guest jumps to itself with interrupts off, for ever"))
@@ -380,7 +378,7 @@ class Machine:
                 due = expiry if due is None else min(due, expiry)
             turns += 1
             idle = due is None or not self.console.complete
-            if (idle or turns % LOOK_TURNS == 0) and self._look_outside(self._deadline):
+            if (idle or turns % LOOK_TURNS == 0) and self._look_outside():
                 return
             if due is None and self.console.closed:
                 self.finish("HUNG", self.where("halted, and no device will ever wake it"))
